@@ -1,0 +1,427 @@
+"""The model: an 8-layer GPT that sees move lists, one file, read top to bottom.
+
+    tokens ── embed + pos_embed ── block 0 ── ... ── block 7 ── ln_final ── unembed ── logits
+
+Every activation worth looking at has a name, a hook site, given where it is made by `self.tap`. Names and
+shapes are those of TransformerLens:
+
+    hook_embed, hook_pos_embed                                  batch pos d_model
+    blocks.{l}.hook_resid_pre, hook_resid_mid, hook_resid_post  batch pos d_model
+    blocks.{l}.hook_attn_out, hook_mlp_out                      batch pos d_model
+    blocks.{l}.ln1.hook_scale, ln2.hook_scale                   batch pos 1
+    blocks.{l}.ln1.hook_normalized, ln2.hook_normalized         batch pos d_model
+    blocks.{l}.attn.hook_q, hook_k, hook_v, hook_z              batch pos head d_head
+    blocks.{l}.attn.hook_attn_scores, hook_pattern              batch head query_pos key_pos
+    blocks.{l}.attn.hook_result (made only on request)          batch pos head d_model
+    blocks.{l}.mlp.hook_pre, hook_post                          batch pos d_mlp
+    ln_final.hook_scale                                         batch pos 1
+    ln_final.hook_normalized                                    batch pos d_model
+
+Weights act on the right, `x @ W + b`, and are stored in the shapes in which they are shown.
+"""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from othello_gpt.cache import ActivationCache
+from othello_gpt.hooks import (
+    EverySite,
+    HookFn,
+    HookPoint,
+    SiteFilter,
+    Tapped,
+    select_sites,
+    share_registry,
+)
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The sizes of a model; the defaults are those of the published Othello-GPT (25 M parameters)."""
+
+    n_layers: int = 8
+    d_model: int = 512
+    n_heads: int = 8
+    d_head: int = 64
+    d_mlp: int = 2048
+    d_vocab: int = 61  # padding, and the 60 squares that can be played
+    n_ctx: int = 59  # a game has at most 60 moves, and the last predicts nothing
+    eps: float = 1e-5  # added to the variance inside LayerNorm's square root
+
+    def __post_init__(self) -> None:
+        for name, size in asdict(self).items():
+            if size <= 0:
+                raise ValueError(f"`{name}` is {size}. Every size of a model must be positive.")
+
+
+class LayerNorm(Tapped):
+    """Each position, centred and scaled to unit variance, then weighted. Folded weights are w = 1, b = 0."""
+
+    def __init__(self, cfg: GPTConfig) -> None:
+        super().__init__()
+        self.eps = cfg.eps
+        self.w = nn.Parameter(torch.ones(cfg.d_model))
+        self.b = nn.Parameter(torch.zeros(cfg.d_model))
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        centred = x - x.mean(-1, keepdim=True)
+        scale = (centred.pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
+        scale = self.tap("hook_scale", scale)
+        normalized = self.tap("hook_normalized", centred / scale)
+        return normalized * self.w + self.b
+
+
+class Attention(Tapped):
+    """Each position gathers values `v` from itself and the positions before it, head by head."""
+
+    future: Tensor  # [query_pos, key_pos], True where the key comes after the query
+
+    def __init__(self, cfg: GPTConfig) -> None:
+        super().__init__()
+        self.W_Q = _heads_parameter(cfg)
+        self.W_K = _heads_parameter(cfg)
+        self.W_V = _heads_parameter(cfg)
+        self.W_O = nn.Parameter(torch.empty(cfg.n_heads, cfg.d_head, cfg.d_model))
+        self.b_Q = nn.Parameter(torch.zeros(cfg.n_heads, cfg.d_head))
+        self.b_K = nn.Parameter(torch.zeros(cfg.n_heads, cfg.d_head))
+        self.b_V = nn.Parameter(torch.zeros(cfg.n_heads, cfg.d_head))
+        self.b_O = nn.Parameter(torch.zeros(cfg.d_model))
+        future = torch.ones(cfg.n_ctx, cfg.n_ctx, dtype=torch.bool).triu(1)
+        self.register_buffer("future", future, persistent=False)
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        n_pos, d_head = x.shape[1], self.W_Q.shape[-1]
+        q = self.tap("hook_q", into_heads(x, self.W_Q, self.b_Q))
+        k = self.tap("hook_k", into_heads(x, self.W_K, self.b_K))
+        v = self.tap("hook_v", into_heads(x, self.W_V, self.b_V))  # [batch, pos, head, d_head]
+
+        attn_scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / d_head**0.5
+        attn_scores = attn_scores.masked_fill(self.future[:n_pos, :n_pos], -torch.inf)
+        attn_scores = self.tap("hook_attn_scores", attn_scores)
+        pattern = self.tap("hook_pattern", attn_scores.softmax(-1))  # rows sum to 1
+        z = self.tap("hook_z", torch.einsum("bhqk,bkhd->bqhd", pattern, v))
+
+        if self.is_hooked("hook_result"):
+            result = torch.einsum("bphd,hdm->bphm", z, self.W_O)  # each head's own write
+            return self.tap("hook_result", result).sum(2) + self.b_O
+        return from_heads(z, self.W_O, self.b_O)
+
+
+def _heads_parameter(cfg: GPTConfig) -> nn.Parameter:
+    """W_Q, W_K or W_V, [head d_model d_head], strided so that `into_heads` multiplies it as it lies in memory."""
+    return nn.Parameter(torch.empty(cfg.d_model, cfg.n_heads, cfg.d_head).transpose(0, 1))
+
+
+def into_heads(
+    x: Float[Tensor, "*batch d_model"],
+    W: Float[Tensor, "head d_model d_head"],
+    b: Float[Tensor, "head d_head"],
+) -> Float[Tensor, "*batch head d_head"]:
+    """What each head reads: `x @ W[head] + b[head]` for all heads in one multiplication."""
+    return F.linear(x, W.transpose(0, 1).flatten(1).T, b.flatten()).unflatten(-1, b.shape)
+
+
+def from_heads(
+    z: Float[Tensor, "*batch head d_head"],
+    W_O: Float[Tensor, "head d_head d_model"],
+    b_O: Float[Tensor, " d_model"],
+) -> Float[Tensor, "*batch d_model"]:
+    """What all heads write together: the sum of `z[head] @ W_O[head]`, plus the bias."""
+    return F.linear(z.flatten(-2), W_O.flatten(0, 1).T, b_O)
+
+
+class MLP(Tapped):
+    """Each position by itself: `d_mlp` neurons read with W_in, fire through a GELU, write with W_out."""
+
+    def __init__(self, cfg: GPTConfig) -> None:
+        super().__init__()
+        self.W_in = nn.Parameter(torch.empty(cfg.d_model, cfg.d_mlp))
+        self.b_in = nn.Parameter(torch.zeros(cfg.d_mlp))
+        self.W_out = nn.Parameter(torch.empty(cfg.d_mlp, cfg.d_model))
+        self.b_out = nn.Parameter(torch.zeros(cfg.d_model))
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        pre = self.tap("hook_pre", F.linear(x, self.W_in.T, self.b_in))
+        post = self.tap("hook_post", F.gelu(pre))  # the exact GELU, not its tanh approximation
+        return F.linear(post, self.W_out.T, self.b_out)
+
+
+class Block(Tapped):
+    """One layer: attention writes to the residual stream, then the MLP does.
+
+        resid_pre ─┬───────────────(+)── resid_mid ─┬──────────────(+)── resid_post
+                   └─ ln1 ── attn ──┘ attn_out      └─ ln2 ── mlp ──┘ mlp_out
+    """
+
+    def __init__(self, cfg: GPTConfig) -> None:
+        super().__init__()
+        self.ln1, self.attn = LayerNorm(cfg), Attention(cfg)
+        self.ln2, self.mlp = LayerNorm(cfg), MLP(cfg)
+
+    def forward(
+        self, resid_pre: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        resid_pre = self.tap("hook_resid_pre", resid_pre)
+        attn_out = self.tap("hook_attn_out", self.attn(self.ln1(resid_pre)))
+        resid_mid = self.tap("hook_resid_mid", resid_pre + attn_out)
+        mlp_out = self.tap("hook_mlp_out", self.mlp(self.ln2(resid_mid)))
+        return self.tap("hook_resid_post", resid_mid + mlp_out)
+
+
+class OthelloGPT(Tapped):
+    """Othello-GPT with random weights; `OthelloGPT.from_pretrained()` has trained ones.
+
+    Position `i` of activations and logits comes after move `i` (from 0) and predicts move `i + 1`.
+
+    Example:
+        >>> model = OthelloGPT.from_pretrained()
+        >>> logits = model(torch.tensor([20]))  # the token of C3, the first move
+        >>> logits.shape, sorted(logits[0, -1].topk(3).indices.tolist())  # C2, C4 and E2 are legal
+        (torch.Size([1, 1, 61]), [19, 21, 33])
+    """
+
+    def __init__(self, cfg: GPTConfig = GPTConfig()) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.W_E = nn.Parameter(torch.empty(cfg.d_vocab, cfg.d_model))
+        self.W_pos = nn.Parameter(torch.empty(cfg.n_ctx, cfg.d_model))
+        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
+        self.ln_final = LayerNorm(cfg)
+        self.W_U = nn.Parameter(torch.empty(cfg.d_model, cfg.d_vocab))
+        self.b_U = nn.Parameter(torch.zeros(cfg.d_vocab))
+        share_registry(self)
+        for name, parameter in self.named_parameters():
+            if name.split(".")[-1].startswith("W_"):
+                nn.init.normal_(parameter, std=0.02)  # as GPT-2; biases start at 0
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch pos"] | Int[Tensor, " pos"],
+        stop_at_layer: int | None = None,
+    ) -> Float[Tensor, "batch pos d_vocab"] | Float[Tensor, "batch pos d_model"]:
+        """Logits after every move; with `stop_at_layer`, the residual stream that enters that block.
+
+        Args:
+            tokens: 0 to 60 (see `othello_gpt.vocab`), at most `n_ctx` moves; one game may come without
+                its batch axis.
+            stop_at_layer: run only `blocks[:stop_at_layer]`; negative counts from the end.
+        """
+        tokens = self._checked(tokens)
+        n_batch, n_pos = tokens.shape
+        embed = self.tap("hook_embed", self.W_E[tokens])
+        pos_embed = self.tap("hook_pos_embed", self.W_pos[:n_pos].repeat(n_batch, 1, 1))
+        resid = embed + pos_embed
+        for block in [*self.blocks][: self._checked_layer(stop_at_layer)]:
+            resid = block(resid)
+        if stop_at_layer is not None:
+            return resid
+        return self.ln_final(resid) @ self.W_U + self.b_U
+
+    def run_with_hooks(
+        self,
+        tokens: Int[Tensor, "batch pos"] | Int[Tensor, " pos"],
+        fwd_hooks: Iterable[tuple[SiteFilter, HookFn]] = (),
+        stop_at_layer: int | None = None,
+    ) -> Float[Tensor, "batch pos d_vocab"] | Float[Tensor, "batch pos d_model"]:
+        """Logits of a run under these hooks; see `hooks`."""
+        with self.hooks(fwd_hooks):
+            return self(tokens, stop_at_layer=stop_at_layer)
+
+    def run_with_cache(
+        self,
+        tokens: Int[Tensor, "batch pos"] | Int[Tensor, " pos"],
+        names_filter: SiteFilter | None = None,
+        stop_at_layer: int | None = None,
+        detach: bool = True,
+    ) -> tuple[
+        Float[Tensor, "batch pos d_vocab"] | Float[Tensor, "batch pos d_model"], ActivationCache
+    ]:
+        """Logits, and the activations of the run.
+
+        Args:
+            tokens: as for the model itself.
+            names_filter: which sites to keep: a name, several names, or a predicate on names; None keeps all
+                but the heads' `hook_result`, which is eight times the size of anything else.
+            stop_at_layer: as for the model itself; sites after it are not kept.
+            detach: False keeps activations in the autograd graph, to take gradients with respect to them.
+        """
+        if names_filter is None:
+            sites = [name for name in self.hook_names if not name.endswith("hook_result")]
+        else:
+            sites = select_sites(names_filter, self.hook_names)
+        kept: dict[str, Tensor] = {}
+        others_may_write = bool(self.registry.hooks)
+
+        def keep(activation: Tensor, *, hook: HookPoint) -> None:
+            if detach:
+                activation = activation.detach()
+            kept[hook.name] = activation.clone() if others_may_write else activation
+
+        with self.registry.attached((site, keep) for site in sites):
+            logits = self(tokens, stop_at_layer=stop_at_layer)
+        return logits, ActivationCache(kept, self.cfg.n_layers)
+
+    def hooks(
+        self, fwd_hooks: Iterable[tuple[SiteFilter, HookFn]]
+    ) -> AbstractContextManager[None]:
+        """Attaches hooks for the length of a `with` block, after those already attached.
+
+        Args:
+            fwd_hooks: pairs of a site (a name, several, or a predicate on names) and a function
+                `fn(activation, hook)`, which may change the activation in place, or return another of the
+                same shape, or do neither. `hook.name` and `hook.layer()` say where it was called.
+
+        Raises:
+            UnknownSite: a name is no site of this model; nothing is attached then.
+            ValueError: a predicate holds for no site.
+        """
+        named = [
+            (site, fn) for which, fn in fwd_hooks for site in select_sites(which, self.hook_names)
+        ]
+        return self.registry.attached(named)
+
+    def reset_hooks(self) -> None:
+        """Detaches every hook at once."""
+        self.registry.hooks = {}
+
+    @cached_property
+    def hook_names(self) -> tuple[str, ...]:
+        """The full names of all hook sites, in the order of the forward pass, recorded from a dry run."""
+        attached, listener = self.registry.hooks, EverySite()
+        self.registry.hooks = listener
+        try:
+            with torch.no_grad():
+                self(torch.zeros(1, 1, dtype=torch.long))
+        finally:
+            self.registry.hooks = attached
+        return tuple(listener.names)
+
+    def _checked(self, tokens: Tensor) -> Int[Tensor, "batch pos"]:
+        if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.dtype == torch.bool:
+            kind = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise TypeError(
+                f"`tokens` is {kind}, but must be a tensor of integers [batch pos] or [pos]: "
+                "make one with `torch.as_tensor(moves)`."
+            )
+        if tokens.ndim not in (1, 2) or not 1 <= tokens.shape[-1] <= self.cfg.n_ctx:
+            raise ValueError(
+                f"`tokens` has shape {tuple(tokens.shape)}, but must be [batch pos] or [pos] with 1 to "
+                f"{self.cfg.n_ctx} moves. A game's last move predicts nothing: use `tokens[..., :{self.cfg.n_ctx}]`."
+            )
+        tokens = torch.atleast_2d(tokens)
+        if not torch.compiler.is_compiling():
+            self._check_range(tokens)
+        return tokens.to(self.W_E.device, torch.long)
+
+    def _check_range(self, tokens: Int[Tensor, "batch pos"]) -> None:
+        if tokens.numel() == 0 or (tokens.min() >= 0 and tokens.max() < self.cfg.d_vocab):
+            return
+        batch, pos = ((tokens < 0) | (tokens >= self.cfg.d_vocab)).nonzero()[0].tolist()
+        raise ValueError(
+            f"`tokens` holds {tokens[batch, pos].item()} at batch {batch}, pos {pos}. "
+            f"Tokens are 0 to {self.cfg.d_vocab - 1}: 0 is padding, 1 to 60 the squares that can be played. "
+            "Board squares (0 to 63) become tokens with `othello_gpt.vocab.square_to_token`."
+        )
+
+    def _checked_layer(self, stop_at_layer: int | None) -> int | None:
+        n_layers = self.cfg.n_layers
+        if stop_at_layer is not None and not -n_layers <= stop_at_layer <= n_layers:
+            raise ValueError(
+                f"`stop_at_layer` is {stop_at_layer}, but the model has {n_layers} layers: "
+                f"give 0 to {n_layers}, or a negative number counted from the end."
+            )
+        return stop_at_layer
+
+    @property
+    def device(self) -> torch.device:
+        return self.W_E.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.W_E.dtype
+
+    # The weights of all layers, stacked. Each call makes a copy: to change a weight, change it in its block.
+
+    def _stacked(self, part: str, weight: str) -> Tensor:
+        return torch.stack([getattr(getattr(block, part), weight) for block in self.blocks])
+
+    @property
+    def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
+        return self._stacked("attn", "W_Q")
+
+    @property
+    def W_K(self) -> Float[Tensor, "layer head d_model d_head"]:
+        return self._stacked("attn", "W_K")
+
+    @property
+    def W_V(self) -> Float[Tensor, "layer head d_model d_head"]:
+        return self._stacked("attn", "W_V")
+
+    @property
+    def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:
+        return self._stacked("attn", "W_O")
+
+    @property
+    def b_Q(self) -> Float[Tensor, "layer head d_head"]:
+        return self._stacked("attn", "b_Q")
+
+    @property
+    def b_K(self) -> Float[Tensor, "layer head d_head"]:
+        return self._stacked("attn", "b_K")
+
+    @property
+    def b_V(self) -> Float[Tensor, "layer head d_head"]:
+        return self._stacked("attn", "b_V")
+
+    @property
+    def b_O(self) -> Float[Tensor, "layer d_model"]:
+        return self._stacked("attn", "b_O")
+
+    @property
+    def W_in(self) -> Float[Tensor, "layer d_model d_mlp"]:
+        return self._stacked("mlp", "W_in")
+
+    @property
+    def b_in(self) -> Float[Tensor, "layer d_mlp"]:
+        return self._stacked("mlp", "b_in")
+
+    @property
+    def W_out(self) -> Float[Tensor, "layer d_mlp d_model"]:
+        return self._stacked("mlp", "W_out")
+
+    @property
+    def b_out(self) -> Float[Tensor, "layer d_model"]:
+        return self._stacked("mlp", "b_out")
+
+    # Files and the hub; see `othello_gpt.weights`.
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path | None = None, **options: Any) -> Self:
+        """The model with trained weights: those that ship in the package, or a file, a folder, or a hub repository.
+
+        See `othello_gpt.weights.load_pretrained` for the options.
+        """
+        from othello_gpt.weights import load_pretrained
+
+        return load_pretrained(source, model_class=cls, **options)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes config.json, model.safetensors and README.md; see `othello_gpt.weights.save_pretrained`."""
+        from othello_gpt.weights import save_pretrained
+
+        save_pretrained(self, folder)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Uploads the same files to the hub; see `othello_gpt.weights.push_to_hub`."""
+        from othello_gpt.weights import push_to_hub
+
+        return push_to_hub(self, repo_id, **options)
