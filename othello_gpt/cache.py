@@ -88,7 +88,9 @@ class ActivationCache(Mapping[str, Tensor]):
     def _full_name(self, key: Key) -> str:
         if isinstance(key, str):
             return key if key in self._activations else get_act_name(key)
-        name, layer, part = (*key, None, None)[:3]
+        return self._of_layer(*key)
+
+    def _of_layer(self, name: str, layer: int | None = None, part: str | None = None) -> str:
         if layer is not None and layer < 0:
             layer += self.n_layers
         return get_act_name(name, layer, part)

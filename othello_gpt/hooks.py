@@ -11,15 +11,13 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple
 
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
 
-@dataclass(frozen=True)
-class HookPoint:
+class HookPoint(NamedTuple):
     """Where a hook was called: `name` is the site's full name."""
 
     name: str
@@ -32,14 +30,9 @@ class HookPoint:
         return int(match[1])
 
 
-class HookFn(Protocol):
-    """What can be attached: it looks at a value (returns None) or replaces it (returns a tensor).
-
-    It is called as `fn(activation, hook=point)`: its second parameter must be named `hook`.
-    """
-
-    def __call__(self, activation: Tensor, /, *, hook: HookPoint) -> Tensor | None: ...
-
+# What can be attached: called as `fn(activation, hook=point)`, so its second parameter must be named `hook`.
+# It may change the activation in place, return another tensor to replace it, or return None having only looked.
+HookFn = Callable[..., Tensor | None]
 
 SiteFilter = str | Callable[[str], bool] | Iterable[str]
 

@@ -15,7 +15,8 @@ shapes are those of TransformerLens:
     blocks.{l}.attn.hook_result (made only on request)          batch pos head d_model
     blocks.{l}.mlp.hook_pre, hook_post                          batch pos d_mlp
     ln_final.hook_scale                                         batch pos 1
-    ln_final.hook_normalized                                    batch pos d_model
+    ln_final.hook_normalized, unembed.hook_in                   batch pos d_model
+    unembed.hook_out (the logits)                               batch pos d_vocab
 
 Weights act on the right, `x @ W + b`, and are stored in the shapes in which they are shown.
 """
@@ -25,11 +26,11 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from othello_gpt.cache import ActivationCache
@@ -72,7 +73,7 @@ class LayerNorm(Tapped):
         self.w = nn.Parameter(torch.ones(cfg.d_model))
         self.b = nn.Parameter(torch.zeros(cfg.d_model))
 
-    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         centred = x - x.mean(-1, keepdim=True)
         scale = (centred.pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
         scale = self.tap("hook_scale", scale)
@@ -149,9 +150,16 @@ class MLP(Tapped):
         self.W_out = nn.Parameter(torch.empty(cfg.d_mlp, cfg.d_model))
         self.b_out = nn.Parameter(torch.zeros(cfg.d_model))
 
-    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        return self.write(self.neurons(x))
+
+    def neurons(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_mlp"]:
+        """How strongly each neuron fires."""
         pre = self.tap("hook_pre", F.linear(x, self.W_in.T, self.b_in))
-        post = self.tap("hook_post", F.gelu(pre))  # the exact GELU, not its tanh approximation
+        return self.tap("hook_post", F.gelu(pre))  # the exact GELU, not its tanh approximation
+
+    def write(self, post: Float[Tensor, "*batch d_mlp"]) -> Float[Tensor, "*batch d_model"]:
+        """What all neurons write together."""
         return F.linear(post, self.W_out.T, self.b_out)
 
 
@@ -205,7 +213,7 @@ class OthelloGPT(Tapped):
 
     def forward(
         self,
-        tokens: Int[Tensor, "batch pos"] | Int[Tensor, " pos"],
+        tokens: Integer[Tensor, "batch pos"] | Integer[Tensor, " pos"],
         stop_at_layer: int | None = None,
     ) -> Float[Tensor, "batch pos d_vocab"] | Float[Tensor, "batch pos d_model"]:
         """Logits after every move; with `stop_at_layer`, the residual stream that enters that block.
@@ -224,11 +232,18 @@ class OthelloGPT(Tapped):
             resid = block(resid)
         if stop_at_layer is not None:
             return resid
-        return self.ln_final(resid) @ self.W_U + self.b_U
+        return self.unembed(resid)
+
+    def unembed(
+        self, resid: Float[Tensor, "*batch d_model"]
+    ) -> Float[Tensor, "*batch d_vocab"]:
+        """Logits from the residual stream that leaves the last block."""
+        resid = self.tap("unembed.hook_in", self.ln_final(resid))
+        return self.tap("unembed.hook_out", resid @ self.W_U + self.b_U)
 
     def run_with_hooks(
         self,
-        tokens: Int[Tensor, "batch pos"] | Int[Tensor, " pos"],
+        tokens: Integer[Tensor, "batch pos"] | Integer[Tensor, " pos"],
         fwd_hooks: Iterable[tuple[SiteFilter, HookFn]] = (),
         stop_at_layer: int | None = None,
     ) -> Float[Tensor, "batch pos d_vocab"] | Float[Tensor, "batch pos d_model"]:
@@ -238,7 +253,7 @@ class OthelloGPT(Tapped):
 
     def run_with_cache(
         self,
-        tokens: Int[Tensor, "batch pos"] | Int[Tensor, " pos"],
+        tokens: Integer[Tensor, "batch pos"] | Integer[Tensor, " pos"],
         names_filter: SiteFilter | None = None,
         stop_at_layer: int | None = None,
         detach: bool = True,
@@ -305,7 +320,7 @@ class OthelloGPT(Tapped):
             self.registry.hooks = attached
         return tuple(listener.names)
 
-    def _checked(self, tokens: Tensor) -> Int[Tensor, "batch pos"]:
+    def _checked(self, tokens: Tensor) -> Integer[Tensor, "batch pos"]:
         if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.dtype == torch.bool:
             kind = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
             raise TypeError(
@@ -322,7 +337,7 @@ class OthelloGPT(Tapped):
             self._check_range(tokens)
         return tokens.to(self.W_E.device, torch.long)
 
-    def _check_range(self, tokens: Int[Tensor, "batch pos"]) -> None:
+    def _check_range(self, tokens: Integer[Tensor, "batch pos"]) -> None:
         if tokens.numel() == 0 or (tokens.min() >= 0 and tokens.max() < self.cfg.d_vocab):
             return
         batch, pos = ((tokens < 0) | (tokens >= self.cfg.d_vocab)).nonzero()[0].tolist()
@@ -405,7 +420,7 @@ class OthelloGPT(Tapped):
     # Files and the hub; see `othello_gpt.weights`.
 
     @classmethod
-    def from_pretrained(cls, source: str | Path | None = None, **options: Any) -> Self:
+    def from_pretrained(cls, source: str | Path | None = None, **options: Any) -> "OthelloGPT":
         """The model with trained weights: those that ship in the package, or a file, a folder, or a hub repository.
 
         See `othello_gpt.weights.load_pretrained` for the options.

@@ -1,0 +1,122 @@
+"""The activation cache: what it keeps, how it is found, and that nothing changes it afterwards."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from model_strategies import models, random_model, token_batches
+
+from othello_gpt import ActivationCache, GPTConfig
+
+SMALL = GPTConfig(n_layers=2, d_model=8, n_heads=2, d_head=3, d_mlp=16)
+TOKENS = torch.tensor([[20, 19, 18], [20, 21, 10]])
+
+
+def test_a_cache_keeps_every_site_but_the_heads_writes_in_forward_order():
+    """`hook_result` is eight times the size of anything else, and kept when it is named."""
+    model = random_model(SMALL)
+    _, cache = model.run_with_cache(TOKENS)
+
+    assert list(cache) == [name for name in model.hook_names if "hook_result" not in name]
+    assert list(model.run_with_cache(TOKENS, "blocks.1.attn.hook_result")[1]) == [
+        "blocks.1.attn.hook_result"
+    ]
+
+
+def test_activations_are_found_by_short_keys():
+    """As in TransformerLens, negative layers included."""
+    _, cache = random_model(SMALL).run_with_cache(TOKENS)
+
+    assert cache["resid_post", -1] is cache["blocks.1.hook_resid_post"]
+    assert cache["post", 0, "mlp"] is cache["post", 0]
+    assert cache["scale"] is cache["ln_final.hook_scale"]
+    assert ("pattern", 1) in cache
+    assert "resid_post1" in cache
+    assert "nonsense" not in cache
+
+
+def test_what_was_not_kept_is_an_error_that_says_what_was():
+    """With the nearest names."""
+    _, cache = random_model(SMALL).run_with_cache(TOKENS, lambda name: name.endswith("resid_post"))
+
+    with pytest.raises(KeyError, match=r"did not keep 'blocks.0.hook_resid_pre'.*It kept 2 sites"):
+        cache["resid_pre", 0]
+
+
+@pytest.mark.parametrize("container", [list, tuple, set])
+def test_filters_may_be_any_collection(container):
+    """TransformerLens refuses sets and tuples."""
+    names = container(["blocks.0.hook_attn_out", "resid_post1"])
+    _, cache = random_model(SMALL).run_with_cache(TOKENS, names)
+
+    assert list(cache) == ["blocks.0.hook_attn_out", "blocks.1.hook_resid_post"]
+
+
+@given(models(), token_batches(), st.data())
+def test_no_later_hook_changes_what_was_kept(model, tokens, data):
+    """resid_pre is the same tensor as the resid_post before it: an in-place edit must not reach back."""
+    site = data.draw(st.sampled_from(model.hook_names))
+    before = list(model.hook_names)[: list(model.hook_names).index(site)]
+    _, plain = model.run_with_cache(tokens, model.hook_names)
+
+    def spoil(activation, hook):
+        activation.fill_(7)
+
+    with torch.no_grad(), model.hooks([(site, spoil)]):
+        _, cache = model.run_with_cache(tokens, model.hook_names)
+    for name in before:
+        assert torch.equal(cache[name], plain[name]), name
+    assert (cache[site] == 7).all()
+
+
+@given(models(), token_batches(max_batch=3, max_pos=5), st.data())
+def test_selecting_equals_indexing(model, tokens, data):
+    """Games by the first axis, positions by the second, or by the query axis of a pattern; axes stay."""
+    _, cache = model.run_with_cache(tokens)
+    game = data.draw(st.integers(-len(tokens), len(tokens) - 1))
+    pos = data.draw(st.integers(-tokens.shape[1], tokens.shape[1] - 1))
+    part = cache.select(batch=game, pos=pos)
+
+    assert torch.equal(part["mlp_out", 0][0, 0], cache["mlp_out", 0][game, pos])
+    assert torch.equal(part["pattern", 0][0, :, 0], cache["pattern", 0][game, :, pos])
+    assert part["q", 0].shape[:2] == (1, 1)
+    halves = [cache.select(batch=slice(0, 1)), cache.select(batch=slice(1, None))]
+    joined = ActivationCache.concat(halves)
+    assert all(torch.equal(joined[name], cache[name]) for name in cache)
+
+
+def test_selecting_what_is_not_there_is_an_error():
+    """An index beyond the games; caches of different sites; none at all."""
+    model = random_model(SMALL)
+    _, cache = model.run_with_cache(TOKENS)
+    _, other = model.run_with_cache(TOKENS, "hook_embed")
+
+    with pytest.raises(IndexError, match="index 2 is out of range for 2 entries along axis 0"):
+        cache.select(batch=2)
+    with pytest.raises(ValueError, match="cache 0 and cache 1 hold different sites"):
+        ActivationCache.concat([cache, other])
+    with pytest.raises(ValueError, match="at least one cache"):
+        ActivationCache.concat([])
+
+
+def test_a_cache_is_cut_from_the_graph_unless_asked():
+    """Gradients with respect to activations need `detach=False`; `.detach()` cuts them afterwards."""
+    model = random_model(SMALL)
+    _, cache = model.run_with_cache(TOKENS)
+    logits, live = model.run_with_cache(TOKENS, detach=False)
+    (grad,) = torch.autograd.grad(logits.sum(), live["resid_mid", 0])
+
+    assert not any(activation.requires_grad for activation in cache.values())
+    assert grad.abs().sum() > 0
+    assert not live.detach()["resid_mid", 0].requires_grad
+    assert live.to("cpu")["resid_mid", 0].device.type == "cpu"
+
+
+def test_memory_counts_shared_storage_once():
+    """resid_pre of a block is resid_post of the one before."""
+    _, cache = random_model(SMALL).run_with_cache(
+        TOKENS, ["blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"]
+    )
+
+    assert cache.nbytes == 2 * 3 * 8 * 8
+    assert repr(cache) == "ActivationCache(2 activations, 0.0 MiB)"

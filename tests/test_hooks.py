@@ -1,0 +1,206 @@
+"""Hooks: what they may do, what they may not, and that none outlives its run."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from model_strategies import models, random_model, token_batches
+from reference_model import fixture_model, load_fixture
+
+from othello_gpt import GPTConfig, get_act_name
+from othello_gpt.hooks import HookPoint
+
+SMALL = GPTConfig(n_layers=2, d_model=8, n_heads=2, d_head=3, d_mlp=16)
+TOKENS = torch.tensor([[20, 19, 18]])
+
+
+def documented_names(n_layers: int) -> list[str]:
+    """The table of the model's docstring, written out by hand."""
+    block = (
+        "hook_resid_pre ln1.hook_scale ln1.hook_normalized attn.hook_q attn.hook_k attn.hook_v "
+        "attn.hook_attn_scores attn.hook_pattern attn.hook_z attn.hook_result hook_attn_out "
+        "hook_resid_mid ln2.hook_scale ln2.hook_normalized mlp.hook_pre mlp.hook_post hook_mlp_out "
+        "hook_resid_post"
+    ).split()
+    blocks = [f"blocks.{layer}.{site}" for layer in range(n_layers) for site in block]
+    last = ["ln_final.hook_scale", "ln_final.hook_normalized", "unembed.hook_in", "unembed.hook_out"]
+    return ["hook_embed", "hook_pos_embed", *blocks, *last]
+
+
+@given(models())
+def test_the_sites_are_those_of_the_table(model):
+    """The names recorded from a run are the documented ones, in the order of the forward pass."""
+    assert list(model.hook_names) == documented_names(model.cfg.n_layers)
+
+
+@given(models(), token_batches())
+def test_hooks_that_do_nothing_change_nothing(model, tokens):
+    """Neither looking at a site nor returning what was there moves a bit; all heads' writes move rounding."""
+    sites = [name for name in model.hook_names if not name.endswith("hook_result")]
+    plain = model(tokens)
+
+    assert torch.equal(model.run_with_hooks(tokens, [(sites, lambda activation, hook: None)]), plain)
+    assert torch.equal(model.run_with_hooks(tokens, [(sites, lambda a, hook: a)]), plain)
+    with_heads = model.run_with_hooks(tokens, [(lambda name: True, lambda a, hook: a)])
+    assert torch.allclose(with_heads, plain, rtol=0, atol=1e-12)
+
+
+@given(models(), token_batches(), st.data())
+def test_no_hook_outlives_its_run(model, tokens, data):
+    """Not even when one raises, at whatever site, and the exception says where."""
+    site = data.draw(st.sampled_from(model.hook_names))
+    plain = model(tokens)
+
+    def fail(activation, hook):
+        raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose") as caught:
+        model.run_with_hooks(tokens, [("hook_embed", lambda a, hook: a * 2), (site, fail)])
+    assert caught.value.__notes__ == [f"raised by a hook on '{site}'"]
+    assert model.registry.hooks == {}
+    assert torch.equal(model(tokens), plain)
+
+
+@given(models(), token_batches(), st.data())
+def test_changing_in_place_equals_returning_the_change(model, tokens, data):
+    """Both ways of editing that notebooks use."""
+    site = data.draw(st.sampled_from(model.hook_names))
+
+    def in_place(activation, hook):
+        activation[:, -1] = 0.5
+
+    def returned(activation, hook):
+        activation = activation.clone()
+        activation[:, -1] = 0.5
+        return activation
+
+    with torch.no_grad():
+        weights = {name: value.clone() for name, value in model.state_dict().items()}
+        edited = model.run_with_hooks(tokens, [(site, in_place)])
+        assert torch.equal(edited, model.run_with_hooks(tokens, [(site, returned)]))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, weights[name]), f"a hook on {site} wrote into {name}"
+
+
+def test_hooks_run_in_the_order_of_attaching_and_nest():
+    """The second sees what the first made; an inner `with` comes after an outer one and leaves it in place."""
+    model, seen = random_model(SMALL), []
+
+    def note(name):
+        return lambda activation, hook: seen.append((name, hook.name, hook.layer()))
+
+    site = "blocks.1.hook_resid_post"
+    with model.hooks([(site, note("outer"))]):
+        model.run_with_hooks(TOKENS, [(site, note("first")), (site, note("second"))])
+        model(TOKENS)
+        model.reset_hooks()
+        model(TOKENS)
+
+    assert [name for name, _, _ in seen] == ["outer", "first", "second", "outer"]
+    assert {(site_name, layer) for _, site_name, layer in seen} == {(site, 1)}
+    assert model.registry.hooks == {}
+
+
+@pytest.mark.parametrize("key", ["zero_attn_out_0", "double_resid_mid_1_last", "uniform_pattern_1"])
+def test_edits_equal_the_reference(key):
+    """Three edits of TransformerLens 3.9: a zeroed write, a doubled last position, a uniform pattern."""
+    fixture, model = load_fixture(), fixture_model()
+
+    def double_last(activation, hook):
+        activation[:, -1] *= 2
+
+    def uniform(activation, hook):
+        allowed = (activation > 0).to(activation)
+        return allowed / allowed.sum(-1, keepdim=True)
+
+    edits = {
+        "zero_attn_out_0": ("blocks.0.hook_attn_out", lambda a, hook: torch.zeros_like(a)),
+        "double_resid_mid_1_last": ("blocks.1.hook_resid_mid", double_last),
+        "uniform_pattern_1": ("blocks.1.attn.hook_pattern", uniform),
+    }
+    with torch.no_grad():
+        logits = model.run_with_hooks(fixture["tokens"], [edits[key]])
+    assert torch.allclose(logits, fixture[f"hooks/{key}_logits"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("blocks.1.hook_resid_mdi", "Did you mean 'blocks.1.hook_resid_mid'"),
+        ("blocks.7.hook_resid_mid", "no hook site named 'blocks.7.hook_resid_mid'"),
+        ("nonsense", "`model.hook_names` lists every site"),
+    ],
+)
+def test_a_name_that_is_no_site_is_an_error(name, message):
+    """With the nearest names; and nothing is attached, not even the hooks named rightly."""
+    model = random_model(SMALL)
+
+    with pytest.raises(KeyError, match=message):
+        model.run_with_hooks(TOKENS, [("hook_embed", lambda a, hook: a), (name, lambda a, hook: a)])
+    with pytest.raises(KeyError, match=message):
+        model.run_with_cache(TOKENS, names_filter=[name])
+    assert model.registry.hooks == {}
+
+
+def test_a_predicate_that_holds_nowhere_is_an_error():
+    """A silent nothing is the worst answer."""
+    with pytest.raises(ValueError, match="holds for none of the model's hook sites"):
+        random_model(SMALL).run_with_cache(TOKENS, names_filter=lambda name: name.endswith("resid"))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("replacement", "error", "message"),
+    [
+        (lambda a: a[:, :1], ValueError, r"returned \(1, 1, 8\).*activation there is \(1, 3, 8\)"),
+        (lambda a: a.float(), ValueError, r"float32 on cpu.*float64 on cpu.*`.to\(activation\)`"),
+        (lambda a: 0, TypeError, "returned int. Return a tensor to replace the activation"),
+    ],
+)
+def test_a_replacement_of_another_kind_is_an_error(replacement, error, message):
+    """TransformerLens would broadcast a wrong shape without a word."""
+    with pytest.raises(error, match=message):
+        random_model(SMALL).run_with_hooks(
+            TOKENS, [("blocks.0.hook_resid_pre", lambda a, hook: replacement(a))]
+        )
+
+
+def test_short_names_are_those_of_transformer_lens():
+    """And `resid_post0`, which its own parser does not read."""
+    expected = {
+        ("k6",): "blocks.6.attn.hook_k",
+        ("pre5",): "blocks.5.mlp.hook_pre",
+        ("scale4ln1",): "blocks.4.ln1.hook_scale",
+        ("resid_post0",): "blocks.0.hook_resid_post",
+        ("attn", 2): "blocks.2.attn.hook_pattern",
+        ("attn_out", 2): "blocks.2.hook_attn_out",
+        ("mlp_post", 2): "blocks.2.mlp.hook_post",
+        ("post", 2, "mlp"): "blocks.2.mlp.hook_post",
+        ("normalized", 2, "ln2"): "blocks.2.ln2.hook_normalized",
+        ("scale",): "ln_final.hook_scale",
+        ("embed",): "hook_embed",
+        ("blocks.1.attn.hook_z",): "blocks.1.attn.hook_z",
+    }
+
+    assert {key: get_act_name(*key) for key in expected} == expected
+
+
+def test_a_site_outside_the_blocks_has_no_layer():
+    """`hook.layer()` is an error there, not a wrong number."""
+    assert HookPoint("blocks.11.attn.hook_z").layer() == 11
+    with pytest.raises(ValueError, match="'hook_embed' belongs to no block"):
+        HookPoint("hook_embed").layer()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
+def test_hooks_attached_after_compiling_are_honoured():
+    """Where module hooks would be ignored without a word."""
+    model = random_model(SMALL)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    plain = compiled(TOKENS)
+    with model.hooks([("blocks.0.hook_attn_out", lambda a, hook: torch.zeros_like(a))]):
+        hooked = compiled(TOKENS)
+        assert torch.allclose(hooked, model(TOKENS), rtol=0, atol=1e-12)
+    assert torch.allclose(plain, model(TOKENS), rtol=0, atol=1e-12)
+    assert not torch.allclose(plain, hooked)
