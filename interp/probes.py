@@ -81,6 +81,13 @@ class LinearProbe:
             return cls(**_from_projection(stored, path, layer, classes))
         return cls(**_from_modes(stored.detach(), path, layer))
 
+    @classmethod
+    def load_all(cls, path: str | Path) -> "list[LinearProbe]":
+        """The probes of every layer of one of our own files."""
+        with safe_open(path, "pt") as file:
+            layers = json.loads((file.metadata() or {}).get("layers", "[]"))
+        return [cls.load(path, layer) for layer in layers]
+
     def logits(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 8 8 state"]:
         """Logits of the classes of every square."""
         return torch.tensordot(resid, self.W, 1) + self.b

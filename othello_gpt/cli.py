@@ -1,0 +1,94 @@
+"""The command `othello-gpt`: `report`, `verify`, `info`. Heavy imports wait until a command needs them."""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns 0, or 1 after an error or a failed check."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except (ValueError, OSError) as error:
+        print(f"othello-gpt: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="othello-gpt", description="Othello-GPT, looked at inside.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    report = commands.add_parser("report", help="the circuit story of a pair of games, as text and a page")
+    report.add_argument("--game", help="the clean game as labels: 'C3 C4 C5 ...' (row letter, column 0-7)")
+    report.add_argument("--corrupted", help="the same game with another last move; found if left out")
+    report.add_argument("--answer", help="the reply to explain; the most affected one if left out")
+    report.add_argument("--random", type=int, metavar="SEED", help="a random game, 21 moves long")
+    report.add_argument("--out", type=Path, default=Path("othello-report.html"), help="the page")
+    report.set_defaults(run=_report)
+
+    verify = commands.add_parser("verify", help="checks a checkpoint: layout, hash, folding, loss, legality")
+    verify.add_argument("file", nargs="?", help="file, folder or hub repository; the packaged one if left out")
+    verify.add_argument("--filename", help="the file in a folder or repository")
+    verify.set_defaults(run=_verify)
+
+    info = commands.add_parser("info", help="versions and places, for bug reports")
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _report(options: argparse.Namespace) -> int:
+    from interp import report
+    from othello_gpt import OthelloGPT
+
+    model = OthelloGPT.from_pretrained()
+    pair = _pair(options, model)
+    story = report.tell(model, report.shipped_probes(), pair, progress=sys.stderr.isatty())
+    print(report.summary(story))
+    report.write_page(story, options.out)
+    print(f"\nThe same with pictures: {options.out.resolve()}")
+    return 0
+
+
+def _pair(options: argparse.Namespace, model):
+    from interp.report import Pair, find_pair
+    from othello_gpt import board
+    from othello_gpt.games import example_pair, parse_moves
+    from othello_gpt.vocab import label_to_square
+
+    if options.random is not None:
+        return find_pair(model, board.random_games(1, options.random)[0, :21])
+    if options.game is None:
+        return Pair(*example_pair())
+    clean = parse_moves(options.game)
+    if options.corrupted is None:
+        return find_pair(model, clean)
+    if options.answer is None:
+        raise ValueError("`--corrupted` needs `--answer`: the reply whose legality differs.")
+    return Pair(clean, parse_moves(options.corrupted), label_to_square(options.answer))
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from othello_gpt.verify import verify_checkpoint
+
+    report = verify_checkpoint(options.file, filename=options.filename)
+    print(report)
+    return 0 if report.ok else 1
+
+
+def _info(options: argparse.Namespace) -> int:
+    import platform
+
+    import torch
+
+    import interp
+    import othello_gpt
+
+    print(f"othello-gpt {othello_gpt.__version__}, torch {torch.__version__}")
+    print(f"Python {platform.python_version()} on {platform.platform()}, {torch.get_num_threads()} threads")
+    print(f"othello_gpt: {othello_gpt.__file__}\ninterp:      {interp.__file__}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

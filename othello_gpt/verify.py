@@ -1,0 +1,167 @@
+"""Is this checkpoint what it should be? Layout, hash, folding, loss and legality, each checked by itself.
+
+The published figures can be checked on the published synthetic model only. They are typed in from their
+sources; nobody has run this module on that file yet.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from othello_gpt import board
+from othello_gpt.games import games_to_tokens
+from othello_gpt.model import OthelloGPT
+from othello_gpt.vocab import PLAYABLE
+from othello_gpt.weights import (
+    check_sha256,
+    convert,
+    detect_layout,
+    find_file,
+    fold,
+    read_state_dict,
+)
+
+
+class Check(NamedTuple):
+    """One thing looked at; `passed` is None for a fact that is only told."""
+
+    name: str
+    found: str
+    expected: str = ""
+    passed: bool | None = None
+
+    def __str__(self) -> str:
+        mark = {True: "PASS", False: "FAIL", None: "    "}[self.passed]
+        return f"{mark} {self.name:34} {self.found}" + (f"  (expected {self.expected})" * bool(self.expected))
+
+
+class VerifyReport(NamedTuple):
+    """All checks of one checkpoint."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(check.passed is not False for check in self.checks)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.checks))
+
+
+@torch.no_grad()
+def verify_checkpoint(
+    source: str | Path | None = None,
+    *,
+    filename: str | None = None,
+    n_heads: int | None = None,
+    n_games: int = 100,
+    seed: int = 2024,
+) -> VerifyReport:
+    """Checks a checkpoint from a file, a folder or the hub; raises `WeightsError` if it cannot be loaded.
+
+    Args:
+        n_games: random games, made from `seed`, on which loss and legality are measured.
+    """
+    path = find_file(source, filename)
+    stored = read_state_dict(path)
+    cfg, raw = convert(stored, n_heads)
+    raw = {name: tensor.double() for name, tensor in raw.items()}
+    folded, report = fold(raw)
+    model, folded_model = (_model(cfg, weights) for weights in (raw, folded))
+    games = board.random_games(n_games, seed)
+    gap = _log_prob_gap(model, folded_model, games_to_tokens(games[:8]))
+    changed = max(step.largest_change for step in report.steps)
+    checks = [
+        Check("layout", detect_layout({k.removeprefix("module."): v for k, v in stored.items()})),
+        Check("sha256", check_sha256(path, None)),
+        Check("sizes", str(cfg)),
+        Check("folded and centred already", "yes" if changed < 1e-5 else f"no, folding moves {changed:.2g}"),
+        Check("folding keeps log-probabilities", f"{gap:.1e}", "below 1e-9 nats", gap < 1e-9),
+        *_on_random_games(model.float(), games),
+        *_published_figures(model),
+    ]
+    return VerifyReport(tuple(checks))
+
+
+def _model(cfg, weights: dict[str, Tensor]) -> OthelloGPT:
+    model = OthelloGPT(cfg).double()
+    model.load_state_dict(weights)
+    return model
+
+
+def _log_prob_gap(a: OthelloGPT, b: OthelloGPT, tokens: Int[Tensor, "game pos"]) -> float:
+    log_probs = [model(tokens[:, : a.cfg.n_ctx]).log_softmax(-1) for model in (a, b)]
+    return (log_probs[0] - log_probs[1]).abs().max().item()
+
+
+def _on_random_games(model: OthelloGPT, games) -> list[Check]:
+    tokens = games_to_tokens(games)
+    log_probs = model(tokens).log_softmax(-1)
+    legal, live = legal_tokens(games)
+    illegal = ~legal.gather(-1, log_probs.argmax(-1, keepdim=True))[..., 0]
+    rate = illegal[live].float().mean().item()
+    entropy = legal.sum(-1)[live].float().log().mean().item()
+    uniform = legal / legal.sum(-1, keepdim=True).clamp(min=1)
+    loss = -(uniform * log_probs.clamp(min=-100)).sum(-1)[live].mean().item()
+    count = f"{int(illegal[live].sum())} of {int(live.sum())}"
+    # an untrained model of the published size plays 93 % illegal moves: Li et al. 2022, section 2.3
+    return [
+        Check("illegal top moves, random games", f"{rate:.2%} ({count})", "below 50%", rate < 0.5),
+        Check("loss against uniform over legal", f"{loss:.4f} nats; the best possible is {entropy:.4f}"),
+    ]
+
+
+def legal_tokens(games) -> tuple[Bool[Tensor, "game pos d_vocab"], Bool[Tensor, "game pos"]]:
+    """Which tokens may come next after each of the first 59 moves, and where the game goes on at all."""
+    record = board.play(games)
+    legal = torch.from_numpy(record.legal[:, :59]).flatten(2)[..., list(PLAYABLE)]
+    none = torch.zeros_like(legal[..., :1])
+    return torch.cat([none, legal], -1), torch.from_numpy(record.to_move[:, :59] != 0)
+
+
+# A game of 59 moves and the published synthetic model's best guess after each of them.
+# Source: TransformerLens, demos/Othello_GPT.ipynb, and tests/acceptance/test_hooked_transformer.py for the loss.
+SAMPLE_INPUT = [
+    20, 19, 18, 10, 2, 1, 27, 3, 41, 42, 34, 12, 4, 40, 11, 29, 43, 13, 48, 56,
+    33, 39, 22, 44, 24, 5, 46, 6, 32, 36, 51, 58, 52, 60, 21, 53, 26, 31, 37, 9,
+    25, 38, 23, 50, 45, 17, 47, 28, 35, 30, 54, 16, 59, 49, 57, 14, 15, 55, 7,
+]
+SAMPLE_ARGMAX = [
+    21, 41, 40, 34, 40, 41, 3, 11, 21, 43, 40, 21, 28, 50, 33, 50, 33, 5, 33, 5,
+    52, 46, 14, 46, 14, 47, 38, 57, 36, 50, 38, 15, 28, 26, 28, 59, 50, 28, 14, 28,
+    28, 28, 28, 45, 28, 35, 15, 14, 30, 59, 49, 59, 15, 15, 14, 15, 8, 7, 8,
+]
+SAMPLE_LOSS, SAMPLE_LOSS_TOLERANCE = 1.9079375, 4e-5
+
+
+def _published_figures(model: OthelloGPT) -> list[Check]:
+    """Compared only if the model plays the sample game as the published one does, to nine moves in ten."""
+    sample = torch.tensor([SAMPLE_INPUT])
+    if model.cfg.n_ctx < sample.shape[1] or model.cfg.d_vocab != 61:
+        return []
+    logits = model(sample)
+    agree = (logits[0].argmax(-1) == torch.tensor(SAMPLE_ARGMAX)).sum().item()
+    if agree < 53:
+        return [Check("published synthetic model", f"no: {agree} of 59 best moves of its sample game")]
+    loss = _next_move_loss(logits, sample)
+    top = logits[0, 0].topk(3).indices.tolist()
+    return [
+        Check("sample game, best moves", f"{agree} of 59", "59", agree == 59),
+        Check(
+            "sample game, loss",
+            f"{loss:.7f}",
+            f"{SAMPLE_LOSS} +- {SAMPLE_LOSS_TOLERANCE}",
+            abs(loss - SAMPLE_LOSS) <= SAMPLE_LOSS_TOLERANCE,
+        ),
+        Check("best tokens after C3", str(top), "[21, 33, 19]", top == [21, 33, 19]),
+    ]
+
+
+def _next_move_loss(
+    logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]
+) -> float:
+    targets = tokens[:, 1:].flatten()
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets).item()
