@@ -18,7 +18,7 @@ from othello_gpt.vocab import square_to_label
 BLACK, WHITE, EMPTY = 1, -1, 0
 MAX_PLIES = 60
 
-Words = UInt64[ndarray, "*games"]
+Words = UInt64[ndarray, "*games"] | np.uint64  # NumPy makes a scalar of an array without axes
 
 _ALL = 0xFFFF_FFFF_FFFF_FFFF
 _NOT_COL_0 = 0xFEFE_FEFE_FEFE_FEFE  # where a step to the right may arrive
@@ -207,7 +207,7 @@ START: Int8[ndarray, "8 8"] = _bits(np.array(_START_BLACK)).astype(np.int8) - _b
 
 
 def legal_moves(
-    state: Int[ndarray, "*games 8 8"], to_move: int | Int[ndarray, "*games"]
+    state: Int[ndarray, "*games 8 8"], to_move: int | np.integer | Int[ndarray, "*games"]
 ) -> Bool[ndarray, "*games 8 8"]:
     """Where `to_move` (+1 black, -1 white) can play on these boards; forfeits are not looked for."""
     relative = np.asarray(state) * np.asarray(to_move)[..., None, None]
@@ -217,7 +217,7 @@ def legal_moves(
 def legal_changes(
     before: Int[ndarray, "*games 8 8"],
     after: Int[ndarray, "*games 8 8"],
-    to_move: int | Int[ndarray, "*games"],
+    to_move: int | np.integer | Int[ndarray, "*games"],
 ) -> LegalChanges:
     """What an edit of the board changes for the side to move.
 
@@ -231,7 +231,7 @@ def legal_changes(
     return LegalChanges(new & ~old, old & ~new)
 
 
-def flip_square(state: Int[ndarray, "*games 8 8"], square: int) -> Int[ndarray, "*games 8 8"]:
+def flip_square(state: Int[ndarray, "*games 8 8"], square: int | np.integer) -> Int[ndarray, "*games 8 8"]:
     """A copy of the board with the disc on `square` in the other colour."""
     row, col = divmod(square, 8)
     if (np.asarray(state)[..., row, col] == EMPTY).any():
@@ -241,13 +241,13 @@ def flip_square(state: Int[ndarray, "*games 8 8"], square: int) -> Int[ndarray, 
     return set_square(state, square, -np.asarray(state)[..., row, col])
 
 
-def erase_square(state: Int[ndarray, "*games 8 8"], square: int) -> Int[ndarray, "*games 8 8"]:
+def erase_square(state: Int[ndarray, "*games 8 8"], square: int | np.integer) -> Int[ndarray, "*games 8 8"]:
     """A copy of the board without a disc on `square`."""
     return set_square(state, square, EMPTY)
 
 
 def set_square(
-    state: Int[ndarray, "*games 8 8"], square: int, colour: int | Int[ndarray, "*games"]
+    state: Int[ndarray, "*games 8 8"], square: int | np.integer, colour: int | np.integer | Int[ndarray, "*games"]
 ) -> Int[ndarray, "*games 8 8"]:
     """A copy of the board with +1 (black), -1 (white) or 0 (nothing) on `square`, 0 to 63."""
     edited = np.array(state)

@@ -113,7 +113,7 @@ def _check_games(games: Int8[ndarray, "game ply"], path: Path) -> None:
             raise ValueError(f"'{path}' (games counted from {start}): {error}") from None
 
 
-def _padded(games: Iterable[Iterable[int]]) -> Int8[ndarray, "game ply=60"]:
+def _padded(games: Iterable) -> Int8[ndarray, "game ply=60"]:
     rows = [list(game) for game in games]
     padded = np.full((len(rows), board.MAX_PLIES), -1, dtype=np.int8)
     for row, moves in zip(padded, rows, strict=True):

@@ -26,7 +26,7 @@ _TOKEN_OF[list(PLAYABLE)] = np.arange(1, 61)
 _TOKEN_OF[-1] = 0
 _SQUARE_OF = np.array([-1, *PLAYABLE])
 
-Places = TypeVar("Places", int, np.ndarray, Tensor)
+Places = TypeVar("Places", int, np.integer, np.ndarray, Tensor)
 
 
 def square_to_token(square: Places) -> Places:
@@ -77,7 +77,7 @@ def _why_not(kind: str, value: int) -> str:
     return f"{value} is no {kind}: {kind}s are {'0 to 63' if kind == 'square' else '0 to 60'}"
 
 
-def square_to_label(square: int) -> str:
+def square_to_label(square: int | np.integer) -> str:
     """The label of a square: row letter, column digit from 0.
 
     Example:
@@ -98,7 +98,7 @@ def label_to_square(label: str) -> int:
     return 8 * _letter(label) + _digit(label, first=0)
 
 
-def token_to_label(token: int) -> str:
+def token_to_label(token: int | np.integer) -> str:
     """The label of a token, 1 to 60; padding has none."""
     square = token_to_square(int(token))
     if square == -1:
@@ -126,7 +126,7 @@ def li_to_square(label: str) -> int:
     return 8 * _letter(label) + _digit(label, first=1)
 
 
-def square_to_li(square: int) -> str:
+def square_to_li(square: int | np.integer) -> str:
     """A square as Li et al. 2022 write it: row letter, column digit from 1."""
     row, col = divmod(_checked_square(square), 8)
     return f"{'abcdefgh'[row]}{col + 1}"
@@ -137,13 +137,13 @@ def standard_to_square(label: str) -> int:
     return 8 * _digit(label, first=1) + _letter(label)
 
 
-def square_to_standard(square: int) -> str:
+def square_to_standard(square: int | np.integer) -> str:
     """A square as players write it: column letter, row digit from 1."""
     row, col = divmod(_checked_square(square), 8)
     return f"{'abcdefgh'[col]}{row + 1}"
 
 
-def _checked_square(square: int) -> int:
+def _checked_square(square: int | np.integer) -> int:
     if not 0 <= square < 64:
         raise ValueError(f"{square} is no square: squares are 0 to 63.")
     return int(square)
@@ -167,7 +167,7 @@ def _digit(label: str, first: int) -> int:
 
 
 def values_on_board(
-    values: Float[Tensor, "*batch d_vocab"], fill: float = float("nan")
+    values: Float[Tensor, "*batch d_vocab"], fill: float | int = float("nan")
 ) -> Float[Tensor, "*batch 8 8"]:
     """Per-token values laid out on the board; the centre squares, which have no token, hold `fill`.
 
