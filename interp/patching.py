@@ -81,12 +81,14 @@ def patch_sweep(
             "the model has hooks attached, and they would not fire in a sweep, which replays one "
             "position. Leave the `with model.hooks(...)` block, or call `model.reset_hooks()`."
         )
-    needed = [name for name in model.hook_names if name.rpartition("hook_")[2] in ("k", "v", *sites)]
+    needed = [
+        name for name in model.hook_names if name.rpartition("hook_")[2] in ("k", "v", *sites)
+    ]
     clean_logits, cache = model.run_with_cache(clean, names_filter=needed)
     logits, joined = _replay_last_position(model, corrupted[0, -1], cache, sites)
 
     results: dict[str, list[Tensor]] = {site: [] for site in sites}
-    for (site, n_rows), rows in zip(joined, logits[1:].split([n for _, n in joined]), strict=True):
+    for (site, _), rows in zip(joined, logits[1:].split([n for _, n in joined]), strict=True):
         effects = torch.stack([_effect(metric, clean_logits, row) for row in rows])
         results[site].append(effects if site in ("z", "post") else effects[0])
     return {site: torch.stack(effects) for site, effects in results.items()}
@@ -115,7 +117,6 @@ def _replay_last_position(
         return torch.cat([rows, *patches.values()])
 
     for layer, block in enumerate(model.blocks):
-        assert isinstance(block, Block)
         past = {name: clean[name, layer][0, :last] for name in ("k", "v")}
         at = {site: clean[site, layer][0, last] for site in sites}
         if "resid_pre" in at:
@@ -176,7 +177,9 @@ def _patched_resid_post(
 def _checked_sites(sites: Iterable[str]) -> tuple[str, ...]:
     sites = (sites,) if isinstance(sites, str) else tuple(dict.fromkeys(sites))
     if unknown := [site for site in sites if site not in SITES]:
-        raise ValueError(f"cannot patch {', '.join(map(repr, unknown))}. Sites are {', '.join(SITES)}.")
+        raise ValueError(
+            f"cannot patch {', '.join(map(repr, unknown))}. Sites are {', '.join(SITES)}."
+        )
     return sites
 
 

@@ -58,34 +58,34 @@ def plot_board_values(
     titles = list(board_titles or [""] * len(boards))
     if len(titles) != len(boards):
         raise ValueError(f"{len(titles)} titles for {len(boards)} boards: give one each.")
-    limit = limit or float(np.nan_to_num(np.abs(boards)).max()) or 1.0
+    full = limit or float(np.nan_to_num(np.abs(boards)).max()) or 1.0
     marks = None if text is None else np.asarray(text, dtype=object).reshape(8, 8)
     drawn = [
         _board(
             title,
-            lambda row, col, board=board: (_colour(board[row, col], limit), board[row, col]),
+            lambda row, col, board=board: (_colour(board[row, col], full), board[row, col]),
             marks,
             None if discs is None else discs[i],
             last_move,
         )
         for i, (board, title) in enumerate(zip(boards, titles, strict=True))
     ]
-    return _tiled(drawn, boards_per_row, 200, 214, _colour_bar(limit, bool((boards < 0).any())))
+    return _tiled(drawn, boards_per_row, 200, 214, _colour_bar(full, bool((boards < 0).any())))
 
 
 def plot_board(
     state: Values, legal: Values | None = None, last_move: int | None = None, title: str = ""
 ) -> Svg:
     """A board with its discs (+1 black, -1 white), its legal moves as dots and the last move outlined."""
-    state = _as_boards(state, "state")[0]
+    discs = _as_boards(state, "state")[0]
     dots = np.zeros((8, 8), bool) if legal is None else _as_boards(legal, "legal")[0].astype(bool)
     names = {0: "empty", 1: "black", -1: "white"}
     marks = np.where(dots, "·", "").astype(object)
 
     def cell(row: int, col: int) -> tuple[str, str]:
-        return _FELT, names[int(state[row, col])] + (", legal" if dots[row, col] else "")
+        return _FELT, names[int(discs[row, col])] + (", legal" if dots[row, col] else "")
 
-    return _tiled([_board(title, cell, marks, state, last_move, radius=8)], 1, 200, 214)
+    return _tiled([_board(title, cell, marks, discs, last_move, radius=8)], 1, 200, 214)
 
 
 def plot_grid(
@@ -110,11 +110,14 @@ def plot_grid(
             parts.append(_cell(left + width * j, y, width, height, fill, label))
             dark = abs(value) > 0.6 * limit
             parts.append(
-                _text(left + width * (j + 0.5), y + 16, f"{value:.3f}", fill="#fff" if dark else "#222")
+                _text(
+                    left + width * (j + 0.5),
+                    y + 16,
+                    f"{value:.3f}",
+                    fill="#fff" if dark else "#222",
+                )
             )
-    return _figure(
-        left + width * len(col_labels) + 8, 56 + height * len(row_labels), title, parts
-    )
+    return _figure(left + width * len(col_labels) + 8, 56 + height * len(row_labels), title, parts)
 
 
 def plot_bars(labels: Sequence[str], values: Values, title: str = "") -> Svg:
@@ -167,7 +170,9 @@ def plot_lines(
     for k, (name, line) in enumerate(lines.items()):
         parts += _line_of(name, line, names, at, _SERIES[k % len(_SERIES)])
         y = top + 16 + 18 * k
-        parts.append(f'<circle cx="{left + width + 16}" cy="{y - 4}" r="4" fill="{_SERIES[k % 8]}"/>')
+        parts.append(
+            f'<circle cx="{left + width + 16}" cy="{y - 4}" r="4" fill="{_SERIES[k % 8]}"/>'
+        )
         parts.append(_text(left + width + 26, y, name, anchor="start"))
     legend = 40 + 7 * max(map(len, lines))
     return _figure(left + width + legend, top + height + 48, title, parts)
@@ -244,7 +249,9 @@ def _line_of(name: str, line: ndarray, x_names: Sequence[str], at, colour: str) 
             run.append((i, value))
             continue
         points = " ".join("{:.1f},{:.1f}".format(*at(*point)) for point in run)
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(
+            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
+        )
         run = []
     for i, value in enumerate(line):
         if math.isfinite(value):
@@ -304,7 +311,9 @@ def _colour_bar(limit: float, signed: bool) -> list[str]:
     parts = []
     for i in range(40):
         value = low + (limit - low) * i / 39
-        parts.append(f'<rect x="{i * 4}" y="4" width="4" height="8" fill="{_colour(value, limit)}"/>')
+        parts.append(
+            f'<rect x="{i * 4}" y="4" width="4" height="8" fill="{_colour(value, limit)}"/>'
+        )
     for x, value in ((0, low), (80, (low + limit) / 2), (160, limit)):
         parts.append(_text(x, 24, f"{value:.3g}", size=10, anchor="middle" if x else "start"))
     return parts

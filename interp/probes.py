@@ -253,7 +253,9 @@ def train_probes(
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, len(batches))
     for games in batches:
         resid, labels = _labelled_activations(model, squares[games], layers)
-        logits = rearrange(torch.baddbmm(b, resid, W), "layer n (square k) -> (layer n square) k", k=3)
+        logits = rearrange(
+            torch.baddbmm(b, resid, W), "layer n (square k) -> (layer n square) k", k=3
+        )
         loss = torch.nn.functional.cross_entropy(logits, labels.flatten().repeat(len(layers)))
         optimizer.zero_grad()
         (loss * len(layers)).backward()
@@ -261,10 +263,8 @@ def train_probes(
         schedule.step()
     W_boards = rearrange(W.detach(), "layer d (row col k) -> layer d row col k", row=8, col=8)
     b_boards = rearrange(b.detach(), "layer 1 (row col k) -> layer row col k", row=8, col=8)
-    return [
-        LinearProbe(*weights, layer)
-        for *weights, layer in zip(W_boards, b_boards, layers, strict=True)
-    ]
+    fitted = zip(W_boards, b_boards, layers, strict=True)
+    return [LinearProbe(W, b, layer) for W, b, layer in fitted]
 
 
 @torch.no_grad()
@@ -279,7 +279,10 @@ def probe_accuracy(
         raise ValueError(f"accuracy is counted for probes whose classes are {MINE_THEIRS}.")
     n_pos = min(squares.shape[1], model.cfg.n_ctx)
     right = torch.zeros(len(probes), n_pos, 8, 8, dtype=torch.double)
-    whole, seen = torch.zeros(len(probes), dtype=torch.double), torch.zeros(n_pos, dtype=torch.double)
+    whole, seen = (
+        torch.zeros(len(probes), dtype=torch.double),
+        torch.zeros(n_pos, dtype=torch.double),
+    )
     for games in squares.split(batch_size):
         labels, valid = _labels(games, n_pos)
         pos = valid.nonzero()[:, 1]

@@ -85,7 +85,9 @@ def find_pair(model: OthelloGPT, clean: Int[ndarray, " ply"]) -> Pair:
     alternatives = [s for s in np.flatnonzero(before.legal[-1]) if s != clean[-1]]
     games = [np.array([*clean[:-1], s], dtype=np.int8) for s in alternatives]
     with torch.no_grad():
-        log_probs = [model(games_to_tokens(g[None]))[0, -1].log_softmax(-1) for g in [clean, *games]]
+        log_probs = [
+            model(games_to_tokens(g[None]))[0, -1].log_softmax(-1) for g in [clean, *games]
+        ]
     found = []
     for game, other in zip(games, log_probs[1:], strict=True):
         record = board.play(game)
@@ -173,7 +175,9 @@ def _read_neurons(
         strongest = reads[neuron].abs().flatten().topk(3).indices.tolist()
         read = [_named_read(i, reads[neuron].flatten()[i].item()) for i in strongest]
         writes = logit_weights(model, layer, neuron)
-        written = [(token_to_label(i + 1), writes[i].item()) for i in writes.topk(2).indices.tolist()]
+        written = [
+            (token_to_label(i + 1), writes[i].item()) for i in writes.topk(2).indices.tolist()
+        ]
         readings.append(NeuronReading(layer, neuron, tuple(read), tuple(written)))
     return tuple(readings)
 
@@ -269,7 +273,10 @@ def page(story: Story) -> str:
     heads = story.effects["z"]
     legal = plots.plot_board(state, story.legal, last, f"{_colour_of(story)} to move")
     probabilities = plots.plot_board_values(
-        values_on_board(story.probabilities), ["the model's probabilities"], pieces=state, last_move=last
+        values_on_board(story.probabilities),
+        ["the model's probabilities"],
+        pieces=state,
+        last_move=last,
     )
     believed = plots.plot_board_values(story.believed, layers, pieces=state, last_move=last)
     mover = int(story.record.to_move[-1])

@@ -18,7 +18,7 @@ from othello_gpt.vocab import square_to_label
 BLACK, WHITE, EMPTY = 1, -1, 0
 MAX_PLIES = 60
 
-Words = UInt64[ndarray, "*games"] | np.uint64  # NumPy makes a scalar of an array without axes
+Words = UInt64[ndarray, "*games"]  # at least one axis, else NumPy makes scalars of them
 
 _ALL = 0xFFFF_FFFF_FFFF_FFFF
 _NOT_COL_0 = 0xFEFE_FEFE_FEFE_FEFE  # where a step to the right may arrive
@@ -119,7 +119,10 @@ def _play_chunk(games: Int[ndarray, "game ply"], first_game: int) -> Record:
         side = np.where(moved, -side, side)
         own, other, side, replies = _after_forfeit(own, other, side)
         is_black = side == BLACK
-        black[:, ply], white[:, ply] = np.where(is_black, own, other), np.where(is_black, other, own)
+        black[:, ply], white[:, ply] = (
+            np.where(is_black, own, other),
+            np.where(is_black, other, own),
+        )
         replies = np.where(moved, replies, np.uint64(0))
         legal[:, ply], to_move[:, ply] = replies, np.where(replies != 0, side, 0)
     state = _bits(black).astype(np.int8) - _bits(white)
@@ -151,7 +154,9 @@ def _check_legal(
     game = int(bad.argmax())
     move = int(square[game])
     named = square_to_label(move) if 0 <= move < 64 else f"square {move}"
-    legal = " ".join(square_to_label(int(s)) for s in np.flatnonzero(replies[game] & _BIT)) or "none"
+    legal = (
+        " ".join(square_to_label(int(s)) for s in np.flatnonzero(replies[game] & _BIT)) or "none"
+    )
     colour = "black" if side[game] == BLACK else "white"
     raise ValueError(
         f"game {first_game + game}, ply {ply}: {colour} cannot play {named}; legal moves are {legal}. "
@@ -192,7 +197,9 @@ def _flips(own: Words, other: Words, move: Words) -> Words:
 
 
 def _bits(words: Words) -> Bool[ndarray, "*games 8 8"]:
-    bytes_ = words[..., None].astype("<u8").view(np.uint8)  # one byte a row, column 0 in the lowest bit
+    bytes_ = (
+        words[..., None].astype("<u8").view(np.uint8)
+    )  # one byte a row, column 0 in the lowest bit
     return np.unpackbits(bytes_, axis=-1, bitorder="little").reshape(*words.shape, 8, 8).view(bool)
 
 
@@ -201,9 +208,8 @@ def _to_words(boards: Bool[ndarray, "*games 8 8"]) -> Words:
     return np.ascontiguousarray(bytes_).view("<u8")[..., 0].astype(np.uint64)
 
 
-START: Int8[ndarray, "8 8"] = _bits(np.array(_START_BLACK)).astype(np.int8) - _bits(
-    np.array(_START_WHITE)
-)
+_BLACK_AND_WHITE = _bits(np.array([_START_BLACK, _START_WHITE])).astype(np.int8)
+START: Int8[ndarray, "8 8"] = _BLACK_AND_WHITE[0] - _BLACK_AND_WHITE[1]
 
 
 def legal_moves(
@@ -211,7 +217,9 @@ def legal_moves(
 ) -> Bool[ndarray, "*games 8 8"]:
     """Where `to_move` (+1 black, -1 white) can play on these boards; forfeits are not looked for."""
     relative = np.asarray(state) * np.asarray(to_move)[..., None, None]
-    return _bits(_legal_words(_to_words(relative > 0), _to_words(relative < 0)))
+    boards = relative.reshape(-1, 8, 8)
+    legal = _bits(_legal_words(_to_words(boards > 0), _to_words(boards < 0)))
+    return legal.reshape(relative.shape)
 
 
 def legal_changes(
@@ -231,7 +239,9 @@ def legal_changes(
     return LegalChanges(new & ~old, old & ~new)
 
 
-def flip_square(state: Int[ndarray, "*games 8 8"], square: int | np.integer) -> Int[ndarray, "*games 8 8"]:
+def flip_square(
+    state: Int[ndarray, "*games 8 8"], square: int | np.integer
+) -> Int[ndarray, "*games 8 8"]:
     """A copy of the board with the disc on `square` in the other colour."""
     row, col = divmod(square, 8)
     if (np.asarray(state)[..., row, col] == EMPTY).any():
@@ -241,13 +251,17 @@ def flip_square(state: Int[ndarray, "*games 8 8"], square: int | np.integer) -> 
     return set_square(state, square, -np.asarray(state)[..., row, col])
 
 
-def erase_square(state: Int[ndarray, "*games 8 8"], square: int | np.integer) -> Int[ndarray, "*games 8 8"]:
+def erase_square(
+    state: Int[ndarray, "*games 8 8"], square: int | np.integer
+) -> Int[ndarray, "*games 8 8"]:
     """A copy of the board without a disc on `square`."""
     return set_square(state, square, EMPTY)
 
 
 def set_square(
-    state: Int[ndarray, "*games 8 8"], square: int | np.integer, colour: int | np.integer | Int[ndarray, "*games"]
+    state: Int[ndarray, "*games 8 8"],
+    square: int | np.integer,
+    colour: int | np.integer | Int[ndarray, "*games"],
 ) -> Int[ndarray, "*games 8 8"]:
     """A copy of the board with +1 (black), -1 (white) or 0 (nothing) on `square`, 0 to 63."""
     edited = np.array(state)

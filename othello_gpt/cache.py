@@ -9,7 +9,7 @@ from torch import Tensor
 from othello_gpt.hooks import UnknownSite, get_act_name, unknown_site_message
 
 Index = int | slice | Sequence[int] | Shaped[Tensor, " index"]
-Key = str | tuple[str] | tuple[str, int | None] | tuple[str, int | None, str]
+Key = str | tuple  # a full name, or (name, layer, part) of which the last two may be missing
 
 
 class ActivationCache(Mapping[str, Tensor]):

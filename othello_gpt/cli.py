@@ -16,19 +16,31 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="othello-gpt", description="Othello-GPT, looked at inside.")
+    parser = argparse.ArgumentParser(
+        prog="othello-gpt", description="Othello-GPT, looked at inside."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    report = commands.add_parser("report", help="the circuit story of a pair of games, as text and a page")
-    report.add_argument("--game", help="the clean game as labels: 'C3 C4 C5 ...' (row letter, column 0-7)")
-    report.add_argument("--corrupted", help="the same game with another last move; found if left out")
+    report = commands.add_parser(
+        "report", help="the circuit story of a pair of games, as text and a page"
+    )
+    report.add_argument(
+        "--game", help="the clean game as labels: 'C3 C4 C5 ...' (row letter, column 0-7)"
+    )
+    report.add_argument(
+        "--corrupted", help="the same game with another last move; found if left out"
+    )
     report.add_argument("--answer", help="the reply to explain; the most affected one if left out")
     report.add_argument("--random", type=int, metavar="SEED", help="a random game, 21 moves long")
     report.add_argument("--out", type=Path, default=Path("othello-report.html"), help="the page")
     report.set_defaults(run=_report)
 
-    verify = commands.add_parser("verify", help="checks a checkpoint: layout, hash, folding, loss, legality")
-    verify.add_argument("file", nargs="?", help="file, folder or hub repository; the packaged one if left out")
+    verify = commands.add_parser(
+        "verify", help="checks a checkpoint: layout, hash, folding, loss, legality"
+    )
+    verify.add_argument(
+        "file", nargs="?", help="file, folder or hub repository; the packaged one if left out"
+    )
     verify.add_argument("--filename", help="the file in a folder or repository")
     verify.set_defaults(run=_verify)
 
@@ -85,7 +97,9 @@ def _info(options: argparse.Namespace) -> int:
     import othello_gpt
 
     print(f"othello-gpt {othello_gpt.__version__}, torch {torch.__version__}")
-    print(f"Python {platform.python_version()} on {platform.platform()}, {torch.get_num_threads()} threads")
+    print(
+        f"Python {platform.python_version()} on {platform.platform()}, {torch.get_num_threads()} threads"
+    )
     print(f"othello_gpt: {othello_gpt.__file__}\ninterp:      {interp.__file__}")
     return 0
 

@@ -68,7 +68,9 @@ def example_pair() -> ExamplePair:
     return ExamplePair(clean, corrupted, label_to_square("F0"))
 
 
-def games_to_tokens(squares: Int[ndarray, "game ply"] | Int[Tensor, "game ply"]) -> Tensor:
+def games_to_tokens(
+    squares: Int[ndarray, "*game ply"] | Int[Tensor, "*game ply"],
+) -> Int[Tensor, "game pos"]:
     """What the model reads of whole games: the tokens of the first 59 moves, int64 [game pos], 0 after the end.
 
     The 60th move predicts nothing. Position `i` is after ply `i`.
@@ -176,7 +178,9 @@ def _from_text(text: str, notation: str, path: Path) -> Int8[ndarray, "game ply=
     """One game a line; with PGN-like headers in brackets, one game for each block of lines after them."""
     if re.search(r"^\[", text, re.MULTILINE):
         blocks = re.split(r"(?:^\[.*\]\s*\n)+", text, flags=re.MULTILINE)
-        games = [re.sub(r"\{.*?\}|\d+\.+|\d+-\d+|\*", " ", block, flags=re.DOTALL) for block in blocks]
+        games = [
+            re.sub(r"\{.*?\}|\d+\.+|\d+-\d+|\*", " ", block, flags=re.DOTALL) for block in blocks
+        ]
     else:
         games = text.splitlines()
     parsed = []

@@ -93,7 +93,8 @@ def _same_kind(replacement: object, value: Tensor, site: str) -> Tensor:
     if kinds[0] != kinds[1]:
         raise ValueError(
             f"a hook on '{site}' returned {_kind(replacement)}, but the activation there is {_kind(value)}. "
-            "A replacement must have the same shape, dtype and device: use `.expand_as(activation)` or `.to(activation)`."
+            "A replacement must have the same shape, dtype and device: "
+            "use `.expand_as(activation)` or `.to(activation)`."
         )
     return replacement
 

@@ -166,8 +166,8 @@ class MLP(Tapped):
 class Block(Tapped):
     """One layer: attention writes to the residual stream, then the MLP does.
 
-        resid_pre ─┬───────────────(+)── resid_mid ─┬──────────────(+)── resid_post
-                   └─ ln1 ── attn ──┘ attn_out      └─ ln2 ── mlp ──┘ mlp_out
+    resid_pre ─┬───────────────(+)── resid_mid ─┬──────────────(+)── resid_post
+               └─ ln1 ── attn ──┘ attn_out      └─ ln2 ── mlp ──┘ mlp_out
     """
 
     def __init__(self, cfg: GPTConfig) -> None:
@@ -196,6 +196,8 @@ class OthelloGPT(Tapped):
         >>> logits.shape, sorted(logits[0, -1].topk(3).indices.tolist())  # C2, C4 and E2 are legal
         (torch.Size([1, 1, 61]), [19, 21, 33])
     """
+
+    blocks: Any  # an nn.ModuleList of Block, which type checkers cannot say
 
     def __init__(self, cfg: GPTConfig = GPTConfig()) -> None:
         super().__init__()
@@ -234,9 +236,7 @@ class OthelloGPT(Tapped):
             return resid
         return self.unembed(resid)
 
-    def unembed(
-        self, resid: Float[Tensor, "*batch d_model"]
-    ) -> Float[Tensor, "*batch d_vocab"]:
+    def unembed(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """Logits from the residual stream that leaves the last block."""
         resid = self.tap("unembed.hook_in", self.ln_final(resid))
         return self.tap("unembed.hook_out", resid @ self.W_U + self.b_U)
@@ -285,9 +285,7 @@ class OthelloGPT(Tapped):
             logits = self(tokens, stop_at_layer=stop_at_layer)
         return logits, ActivationCache(kept, self.cfg.n_layers)
 
-    def hooks(
-        self, fwd_hooks: Iterable[tuple[SiteFilter, HookFn]]
-    ) -> AbstractContextManager[None]:
+    def hooks(self, fwd_hooks: Iterable[tuple[SiteFilter, HookFn]]) -> AbstractContextManager[None]:
         """Attaches hooks for the length of a `with` block, after those already attached.
 
         Args:
@@ -321,7 +319,11 @@ class OthelloGPT(Tapped):
         return tuple(listener.names)
 
     def _checked(self, tokens: Tensor) -> Integer[Tensor, "batch pos"]:
-        if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.dtype == torch.bool:
+        if (
+            not isinstance(tokens, Tensor)
+            or tokens.is_floating_point()
+            or tokens.dtype == torch.bool
+        ):
             kind = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
             raise TypeError(
                 f"`tokens` is {kind}, but must be a tensor of integers [batch pos] or [pos]: "

@@ -35,7 +35,9 @@ class Check(NamedTuple):
 
     def __str__(self) -> str:
         mark = {True: "PASS", False: "FAIL", None: "    "}[self.passed]
-        return f"{mark} {self.name:34} {self.found}" + (f"  (expected {self.expected})" * bool(self.expected))
+        return f"{mark} {self.name:34} {self.found}" + (
+            f"  (expected {self.expected})" * bool(self.expected)
+        )
 
 
 class VerifyReport(NamedTuple):
@@ -78,7 +80,10 @@ def verify_checkpoint(
         Check("layout", detect_layout({k.removeprefix("module."): v for k, v in stored.items()})),
         Check("sha256", check_sha256(path, None)),
         Check("sizes", str(cfg)),
-        Check("folded and centred already", "yes" if changed < 1e-5 else f"no, folding moves {changed:.2g}"),
+        Check(
+            "folded and centred already",
+            "yes" if changed < 1e-5 else f"no, folding moves {changed:.2g}",
+        ),
         Check("folding keeps log-probabilities", f"{gap:.1e}", "below 1e-9 nats", gap < 1e-9),
         *_on_random_games(model.float(), games),
         *_published_figures(model),
@@ -110,7 +115,10 @@ def _on_random_games(model: OthelloGPT, games) -> list[Check]:
     # an untrained model of the published size plays 93 % illegal moves: Li et al. 2022, section 2.3
     return [
         Check("illegal top moves, random games", f"{rate:.2%} ({count})", "below 50%", rate < 0.5),
-        Check("loss against uniform over legal", f"{loss:.4f} nats; the best possible is {entropy:.4f}"),
+        Check(
+            "loss against uniform over legal",
+            f"{loss:.4f} nats; the best possible is {entropy:.4f}",
+        ),
     ]
 
 
@@ -125,14 +133,126 @@ def legal_tokens(games) -> tuple[Bool[Tensor, "game pos d_vocab"], Bool[Tensor, 
 # A game of 59 moves and the published synthetic model's best guess after each of them.
 # Source: TransformerLens, demos/Othello_GPT.ipynb, and tests/acceptance/test_hooked_transformer.py for the loss.
 SAMPLE_INPUT = [
-    20, 19, 18, 10, 2, 1, 27, 3, 41, 42, 34, 12, 4, 40, 11, 29, 43, 13, 48, 56,
-    33, 39, 22, 44, 24, 5, 46, 6, 32, 36, 51, 58, 52, 60, 21, 53, 26, 31, 37, 9,
-    25, 38, 23, 50, 45, 17, 47, 28, 35, 30, 54, 16, 59, 49, 57, 14, 15, 55, 7,
+    20,
+    19,
+    18,
+    10,
+    2,
+    1,
+    27,
+    3,
+    41,
+    42,
+    34,
+    12,
+    4,
+    40,
+    11,
+    29,
+    43,
+    13,
+    48,
+    56,
+    33,
+    39,
+    22,
+    44,
+    24,
+    5,
+    46,
+    6,
+    32,
+    36,
+    51,
+    58,
+    52,
+    60,
+    21,
+    53,
+    26,
+    31,
+    37,
+    9,
+    25,
+    38,
+    23,
+    50,
+    45,
+    17,
+    47,
+    28,
+    35,
+    30,
+    54,
+    16,
+    59,
+    49,
+    57,
+    14,
+    15,
+    55,
+    7,
 ]
 SAMPLE_ARGMAX = [
-    21, 41, 40, 34, 40, 41, 3, 11, 21, 43, 40, 21, 28, 50, 33, 50, 33, 5, 33, 5,
-    52, 46, 14, 46, 14, 47, 38, 57, 36, 50, 38, 15, 28, 26, 28, 59, 50, 28, 14, 28,
-    28, 28, 28, 45, 28, 35, 15, 14, 30, 59, 49, 59, 15, 15, 14, 15, 8, 7, 8,
+    21,
+    41,
+    40,
+    34,
+    40,
+    41,
+    3,
+    11,
+    21,
+    43,
+    40,
+    21,
+    28,
+    50,
+    33,
+    50,
+    33,
+    5,
+    33,
+    5,
+    52,
+    46,
+    14,
+    46,
+    14,
+    47,
+    38,
+    57,
+    36,
+    50,
+    38,
+    15,
+    28,
+    26,
+    28,
+    59,
+    50,
+    28,
+    14,
+    28,
+    28,
+    28,
+    28,
+    45,
+    28,
+    35,
+    15,
+    14,
+    30,
+    59,
+    49,
+    59,
+    15,
+    15,
+    14,
+    15,
+    8,
+    7,
+    8,
 ]
 SAMPLE_LOSS, SAMPLE_LOSS_TOLERANCE = 1.9079375, 4e-5
 
@@ -145,7 +265,9 @@ def _published_figures(model: OthelloGPT) -> list[Check]:
     logits = model(sample)
     agree = (logits[0].argmax(-1) == torch.tensor(SAMPLE_ARGMAX)).sum().item()
     if agree < 53:
-        return [Check("published synthetic model", f"no: {agree} of 59 best moves of its sample game")]
+        return [
+            Check("published synthetic model", f"no: {agree} of 59 best moves of its sample game")
+        ]
     loss = _next_move_loss(logits, sample)
     top = logits[0, 0].topk(3).indices.tolist()
     return [

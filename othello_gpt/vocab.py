@@ -10,7 +10,7 @@ digit from 1). The start position is symmetric under transposition, so a game re
 still a legal game, and nothing fails: hence one named function for each.
 """
 
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,10 +26,8 @@ _TOKEN_OF[list(PLAYABLE)] = np.arange(1, 61)
 _TOKEN_OF[-1] = 0
 _SQUARE_OF = np.array([-1, *PLAYABLE])
 
-Places = TypeVar("Places", int, np.integer, np.ndarray, Tensor)
 
-
-def square_to_token(square: Places) -> Places:
+def square_to_token(square: Any) -> Any:
     """The tokens of squares; an int gives an int, an array or tensor one of the same kind (64-bit).
 
     Raises:
@@ -42,7 +40,7 @@ def square_to_token(square: Places) -> Places:
     return _looked_up(square, "square", 64, _TOKEN_OF, "use `token_to_square` if these are tokens")
 
 
-def token_to_square(token: Places) -> Places:
+def token_to_square(token: Any) -> Any:
     """The squares of tokens; padding (0) gives -1.
 
     Raises:

@@ -44,7 +44,7 @@ _TL_BUFFERS = (".attn.mask", ".attn.IGNORE")
 
 
 def detect_layout(state_dict: Mapping[str, Tensor]) -> str:
-    """"transformer_lens", "mingpt" or "othello_gpt", by the name of the token embedding."""
+    """ "transformer_lens", "mingpt" or "othello_gpt", by the name of the token embedding."""
     marks = {"embed.W_E": "transformer_lens", "tok_emb.weight": "mingpt", "W_E": "othello_gpt"}
     for mark, layout in marks.items():
         if mark in state_dict:
@@ -81,7 +81,9 @@ def convert(
 def _from_transformer_lens(stored: StateDict) -> StateDict:
     ours = {_TL_ROOT.get(k, k): v for k, v in stored.items() if not k.endswith(_TL_BUFFERS)}
     W_E = ours["W_E"]
-    if not any(".ln1." in name for name in ours):  # LayerNorm is folded: its weight is 1, its bias 0
+    if not any(
+        ".ln1." in name for name in ours
+    ):  # LayerNorm is folded: its weight is 1, its bias 0
         blocks = {name.split(".")[1] for name in ours if name.startswith("blocks.")}
         norms = [f"blocks.{i}.{ln}" for i in blocks for ln in ("ln1", "ln2")] + ["ln_final"]
         for norm in norms:
@@ -238,7 +240,9 @@ def _reading_weights(state_dict: StateDict) -> list[tuple[str, str, str]]:
     n_layers = sum(name.endswith("attn.W_Q") for name in state_dict)
     reads = [("ln_final", "W_U", "b_U")]
     for i in range(n_layers):
-        reads += [(f"blocks.{i}.ln1", f"blocks.{i}.attn.W_{x}", f"blocks.{i}.attn.b_{x}") for x in "QKV"]
+        reads += [
+            (f"blocks.{i}.ln1", f"blocks.{i}.attn.W_{x}", f"blocks.{i}.attn.b_{x}") for x in "QKV"
+        ]
         reads.append((f"blocks.{i}.ln2", f"blocks.{i}.mlp.W_in", f"blocks.{i}.mlp.b_in"))
     return reads
 
@@ -332,7 +336,9 @@ def load_pretrained(
     stored_config = _stored_config(path)
     cfg, state_dict = convert(read_state_dict(path), n_heads)
     if stored_config not in (None, cfg):
-        raise WeightsError(f"config.json beside '{path}' says {stored_config}, but its tensors {cfg}.")
+        raise WeightsError(
+            f"config.json beside '{path}' says {stored_config}, but its tensors {cfg}."
+        )
     state_dict = {name: tensor.double() for name, tensor in state_dict.items()}
     if fold:
         state_dict, report = _fold(state_dict)
@@ -356,7 +362,9 @@ def find_file(source: str | Path | None, filename: str | None = None, **hub) -> 
     if path.is_dir():
         if (path / filename).is_file():
             return path / filename
-        raise WeightsError(f"the folder '{path}' has no {filename}. Give `filename=` or the file itself.")
+        raise WeightsError(
+            f"the folder '{path}' has no {filename}. Give `filename=` or the file itself."
+        )
     if len(path.parts) != 2 or path.suffix or str(source).startswith((".", "/", "~")):
         raise WeightsError(
             f"'{source}' is no file and no folder here, nor a repository of the hub, which is 'owner/name'."
@@ -469,7 +477,9 @@ def save_pretrained(model: OthelloGPT, folder: str | Path) -> None:
     """Writes config.json, model.safetensors and README.md; each appears whole or not at all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
     n_parameters = sum(tensor.numel() for tensor in tensors.values())
     partial = folder / "model.safetensors.partial"
     save_file(tensors, partial, {"format": "pt"})

@@ -16,14 +16,19 @@ TOKENS = torch.tensor([[20, 19, 18]])
 
 def documented_names(n_layers: int) -> list[str]:
     """The table of the model's docstring, written out by hand."""
-    block = (
-        "hook_resid_pre ln1.hook_scale ln1.hook_normalized attn.hook_q attn.hook_k attn.hook_v "
-        "attn.hook_attn_scores attn.hook_pattern attn.hook_z attn.hook_result hook_attn_out "
-        "hook_resid_mid ln2.hook_scale ln2.hook_normalized mlp.hook_pre mlp.hook_post hook_mlp_out "
-        "hook_resid_post"
-    ).split()
+    names = """
+        hook_resid_pre ln1.hook_scale ln1.hook_normalized attn.hook_q attn.hook_k attn.hook_v
+        attn.hook_attn_scores attn.hook_pattern attn.hook_z attn.hook_result hook_attn_out
+        hook_resid_mid ln2.hook_scale ln2.hook_normalized mlp.hook_pre mlp.hook_post hook_mlp_out
+        hook_resid_post"""
+    block = names.split()
     blocks = [f"blocks.{layer}.{site}" for layer in range(n_layers) for site in block]
-    last = ["ln_final.hook_scale", "ln_final.hook_normalized", "unembed.hook_in", "unembed.hook_out"]
+    last = [
+        "ln_final.hook_scale",
+        "ln_final.hook_normalized",
+        "unembed.hook_in",
+        "unembed.hook_out",
+    ]
     return ["hook_embed", "hook_pos_embed", *blocks, *last]
 
 
@@ -39,7 +44,9 @@ def test_hooks_that_do_nothing_change_nothing(model, tokens):
     sites = [name for name in model.hook_names if not name.endswith("hook_result")]
     plain = model(tokens)
 
-    assert torch.equal(model.run_with_hooks(tokens, [(sites, lambda activation, hook: None)]), plain)
+    assert torch.equal(
+        model.run_with_hooks(tokens, [(sites, lambda activation, hook: None)]), plain
+    )
     assert torch.equal(model.run_with_hooks(tokens, [(sites, lambda a, hook: a)]), plain)
     with_heads = model.run_with_hooks(tokens, [(lambda name: True, lambda a, hook: a)])
     assert torch.allclose(with_heads, plain, rtol=0, atol=1e-12)

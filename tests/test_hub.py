@@ -67,7 +67,11 @@ def test_a_pinned_commit_is_asked_for_once(hub, model, options):
         ("somebody/else", {}, "check its name; a private one needs `token=`"),
         (REPO, {"filename": "other.pth"}, "has no file other.pth: give `filename=`"),
         (REPO, {"revision": "v9"}, "it has no revision 'v9'"),
-        (REPO, {"local_files_only": True}, "not in the local cache.*go online once, or give a file"),
+        (
+            REPO,
+            {"local_files_only": True},
+            "not in the local cache.*go online once, or give a file",
+        ),
     ],
 )
 def test_what_is_not_there_is_named(options, repo, extra, message):
@@ -114,7 +118,9 @@ def test_offline_is_respected(hub, tmp_path):
         f"OthelloGPT.from_pretrained('{REPO}', endpoint='{hub.url}', cache_dir=r'{tmp_path}')"
     )
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": "."}
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
 
     assert "WeightsError" in run.stderr
     assert "HF_HUB_OFFLINE" in run.stderr

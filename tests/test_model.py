@@ -37,7 +37,9 @@ def test_logits_equal_the_reference_in_float64():
     """Rounding falls by eight orders of magnitude, a bug would not."""
     fixture = load_fixture()
 
-    assert (fixture_model(torch.float64)(fixture["tokens"]) - fixture["logits64"]).abs().max() < 1e-12
+    assert (
+        fixture_model(torch.float64)(fixture["tokens"]) - fixture["logits64"]
+    ).abs().max() < 1e-12
 
 
 def test_normalized_after_weight_and_bias_is_what_transformer_lens_2_called_so():
@@ -80,7 +82,12 @@ def test_gradients_equal_the_reference():
     assert relative_error(loss.detach(), fixture["loss"]) < 1e-6
     for key, grad in zip(names, grads, strict=True):
         assert relative_error(grad, fixture[key]) < 1e-4, key
-    ours = {"embed.W_E": "W_E", "pos_embed.W_pos": "W_pos", "unembed.W_U": "W_U", "unembed.b_U": "b_U"}
+    ours = {
+        "embed.W_E": "W_E",
+        "pos_embed.W_pos": "W_pos",
+        "unembed.W_U": "W_U",
+        "unembed.b_U": "b_U",
+    }
     parameters = dict(model.named_parameters())
     for key in (key for key in fixture if key.startswith("pgrad/")):
         name = key.removeprefix("pgrad/")
@@ -93,8 +100,12 @@ def test_a_partial_forward_gives_the_stream_that_enters_the_next_block():
     """`stop_at_layer` is exclusive and returns the residual stream; negative counts from the end."""
     fixture, model = load_fixture(), fixture_model()
 
-    assert relative_error(model(fixture["tokens"], stop_at_layer=1), fixture["stop_at_layer_1"]) < 1e-5
-    assert torch.equal(model(fixture["tokens"], stop_at_layer=-2), model(fixture["tokens"], stop_at_layer=1))
+    assert (
+        relative_error(model(fixture["tokens"], stop_at_layer=1), fixture["stop_at_layer_1"]) < 1e-5
+    )
+    assert torch.equal(
+        model(fixture["tokens"], stop_at_layer=-2), model(fixture["tokens"], stop_at_layer=1)
+    )
 
 
 @given(models(), token_batches(min_pos=2), st.data())

@@ -26,7 +26,11 @@ def test_the_dialects_read_one_label_as_different_squares():
     assert vocab.standard_to_square("f5") == 37
     assert vocab.li_to_square("f5") == 44
     assert vocab.label_to_square("F5") == 45
-    assert (vocab.label_to_token("C0"), vocab.label_to_token("D1"), vocab.label_to_token("F0")) == (17, 26, 37)
+    assert (vocab.label_to_token("C0"), vocab.label_to_token("D1"), vocab.label_to_token("F0")) == (
+        17,
+        26,
+        37,
+    )
 
 
 def test_arrays_and_tensors_keep_their_kind():
@@ -44,11 +48,26 @@ def test_arrays_and_tensors_keep_their_kind():
 @pytest.mark.parametrize(
     ("convert", "value", "error", "message"),
     [
-        (vocab.square_to_token, 27, ValueError, r"square 27 \(D3\) is a centre square.*token_to_square"),
+        (
+            vocab.square_to_token,
+            27,
+            ValueError,
+            r"square 27 \(D3\) is a centre square.*token_to_square",
+        ),
         (vocab.square_to_token, 64, ValueError, "64 is no square: squares are 0 to 63"),
-        (vocab.token_to_square, 61, ValueError, "61 is no token: tokens are 0 to 60; use `square_to_token`"),
+        (
+            vocab.token_to_square,
+            61,
+            ValueError,
+            "61 is no token: tokens are 0 to 60; use `square_to_token`",
+        ),
         (vocab.token_to_square, np.array([3, -1]), ValueError, "-1 is no token"),
-        (vocab.square_to_token, torch.tensor([1.0]), TypeError, "squares must be integers.*float32"),
+        (
+            vocab.square_to_token,
+            torch.tensor([1.0]),
+            TypeError,
+            "squares must be integers.*float32",
+        ),
         (vocab.token_to_square, np.array([True]), TypeError, "tokens must be integers.*bool"),
         (vocab.label_to_square, "F8", ValueError, "'F8' has no digit 0 to 7.*li_to_square"),
         (vocab.li_to_square, "f0", ValueError, "'f0' has no digit 1 to 8"),

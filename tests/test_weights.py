@@ -90,7 +90,15 @@ def test_folded_weights_have_nothing_left_to_remove(model):
     """What writes has no mean over d_model, what reads none either, and LayerNorm is the identity."""
     folded = with_weights(model, fold(model.state_dict())[0])
 
-    for W in (folded.W_E, folded.W_pos, folded.W_O, folded.b_O, folded.W_out, folded.b_out, folded.W_U):
+    for W in (
+        folded.W_E,
+        folded.W_pos,
+        folded.W_O,
+        folded.b_O,
+        folded.W_out,
+        folded.b_out,
+        folded.W_U,
+    ):
         assert W.mean(-1).abs().max() < 1e-12
     for W in (folded.W_Q, folded.W_K, folded.W_V, folded.W_in, folded.W_U):
         assert W.mean(-2).abs().max() < 1e-12
@@ -137,7 +145,11 @@ def test_saving_and_loading_changes_no_bit(tmp_path_factory, model):
 
     assert loaded.cfg == model.cfg
     assert all(torch.equal(loaded.state_dict()[k], v) for k, v in model.state_dict().items())
-    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
 
 
 def test_the_packaged_model_knows_the_rules():
@@ -197,7 +209,11 @@ class Evil:
         ("m.pth", b"<!DOCTYPE html><html>", "it is a web page"),
         ("m.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
         ("m.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{", "damaged or cut short"),
-        ("m.pth", pickle.dumps(Evil()), "no safetensors file, nor a pickle that holds nothing but tensors"),
+        (
+            "m.pth",
+            pickle.dumps(Evil()),
+            "no safetensors file, nor a pickle that holds nothing but tensors",
+        ),
     ],
 )
 def test_files_that_are_no_weights_say_what_they_are(tmp_path, capsys, name, content, message):
@@ -214,7 +230,9 @@ def test_a_cut_file_is_an_error(tmp_path):
     """Of both formats."""
     model = random_model(SMALL)
     torch.save(to_transformer_lens(model), tmp_path / "m.pth")
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "m.safetensors")
+    save_file(
+        {k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "m.safetensors"
+    )
     for name in ("m.pth", "m.safetensors"):
         assert load_pretrained(tmp_path / name, fold=False, dtype=torch.float64).cfg == SMALL
         content = (tmp_path / name).read_bytes()
@@ -228,7 +246,9 @@ def test_sources_and_configs_that_cannot_be_are_named(tmp_path):
     save_pretrained(random_model(SMALL), tmp_path / "model")
     config = tmp_path / "model" / "config.json"
 
-    with pytest.raises(WeightsError, match="no file and no folder here, nor a repository of the hub"):
+    with pytest.raises(
+        WeightsError, match="no file and no folder here, nor a repository of the hub"
+    ):
         load_pretrained(tmp_path / "nowhere.pth")
     with pytest.raises(WeightsError, match="has no model.safetensors"):
         load_pretrained(tmp_path)
