@@ -132,7 +132,7 @@ def plot_bars(labels: Sequence[str], values: Values, title: str = "") -> Svg:
         y, length = 32 + 20 * i, 130 * abs(value) / limit
         x = middle if value >= 0 else middle - length
         parts.append(_text(left, y + 13, label, anchor="end"))
-        parts.append(_cell(x, y + 2, length, 15, _SERIES[value < 0], f"{label}: {value:.4f}"))
+        parts.append(_cell(x, y + 2, length, 15, _SERIES[int(value < 0)], f"{label}: {value:.4f}"))
         anchor, end = ("start", middle + length + 4) if value >= 0 else ("end", middle - length - 4)
         parts.append(_text(end, y + 13, f"{value:.3f}", anchor=anchor))
     parts.append(_line(middle, 30, middle, 32 + 20 * len(labels)))
