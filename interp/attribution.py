@@ -55,14 +55,11 @@ def head_contributions(
     layer: int,
 ) -> Contributions:
     """The dot product of `attn_out[layer]` with each direction, split by head, the bias last."""
-    attn = model.blocks[layer].attn
-    z = cache["z", layer]
-    reads = torch.tensordot(attn.W_O, directions, 1).flatten(2)  # [head, d_head, direction]
-    parts = torch.einsum("bphd,hdx->hbpx", z, reads).unflatten(-1, directions.shape[1:] or (1,))
-    bias = torch.tensordot(attn.b_O, directions, 1).expand(1, *parts.shape[1:])
-    parts = torch.cat([parts, bias])
-    if directions.ndim == 1:
-        parts = parts.squeeze(-1)
+    attn, z = model.blocks[layer].attn, cache["z", layer]
+    reads = torch.tensordot(attn.W_O, directions, 1)  # [head, d_head, *direction]
+    heads = [torch.tensordot(z[:, :, head], reads[head], 1) for head in range(len(reads))]
+    bias = torch.tensordot(attn.b_O, directions, 1).expand_as(heads[0])
+    parts = torch.stack([*heads, bias])
     labels = tuple(f"attn{layer}.head{head}" for head in range(len(attn.W_O)))
     total = torch.tensordot(cache["attn_out", layer], directions, 1)
     return Contributions((*labels, f"attn{layer}.bias"), parts, total)

@@ -32,7 +32,7 @@ def output_weights(
 
 def logit_weights(
     model: OthelloGPT, layer: int, neuron: int, cosine: bool = False
-) -> Float[Tensor, " d_vocab-1"]:
+) -> Float[Tensor, " move=60"]:
     """What one neuron writes directly to the logit of each of the 60 squares that can be played.
 
     `othello_gpt.vocab.values_on_board` lays the sixty values out as a board. The padding token has no

@@ -1,37 +1,39 @@
 """Pictures of boards and small charts as SVG text: they show in notebooks, print, mail and open offline.
 
-A figure is a string, an `Svg`. Colours are CSS variables with fallbacks (`--ink`, `--paper`, `--line`), so a
-page can show the same figure light or dark. Each cell says its value when pointed at.
+A figure is a string, an `Svg`. Each cell says its label and value when pointed at.
 """
 
-import html
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy import ndarray
 from torch import Tensor
 
+from interp import svg
+from interp.svg import Svg
+from othello_gpt.vocab import square_to_label
+
+__all__ = [
+    "Svg",
+    "plot_bars",
+    "plot_board",
+    "plot_board_values",
+    "plot_grid",
+    "plot_lines",
+    "plot_spectrum",
+]
+
 Values = ndarray | Tensor | Sequence
 
-_INK, _LINE = "var(--ink, #222)", "var(--line, #999)"
-_SERIES = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666", "#b8860b"]
-_FELT = "#3f8f5f"
-
-
-class Svg(str):
-    """An SVG picture, shown by notebooks as it is."""
-
-    def _repr_svg_(self) -> str:
-        return str(self)
-
-    def save(self, path: str | Path) -> None:
-        """Writes the picture as an .svg file, whole or not at all."""
-        partial = Path(f"{path}.partial")
-        partial.write_text(self)
-        partial.replace(path)
+# Okabe and Ito's colours, which colour-blind readers can tell apart, without black and yellow.
+_SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#808080")
+_SIGNS = {1: _SERIES[0], -1: _SERIES[1]}
+_LAST_MOVE = "#e6a700"
+_DISCS = {1: ("#111", "#ddd"), -1: ("#fff", "#444")}  # fill, rim
+_STATES = {0: "empty", 1: "black", -1: "white"}
+_SIDE, _BOARD_WIDTH, _BOARD_HEIGHT = 22, 200, 214
 
 
 def plot_board_values(
@@ -41,102 +43,132 @@ def plot_board_values(
     text: Values | None = None,
     pieces: Values | None = None,
     last_move: int | None = None,
+    legal: Values | None = None,
     limit: float | None = None,
+    size: float = _BOARD_WIDTH,
 ) -> Svg:
     """Boards of numbers: red below zero, white at zero, blue above; nan is grey.
 
+    All boards share one colour scale, so they can be compared. `text`, `pieces` and `legal` are boards too:
+    one for all, or one for each.
+
     Args:
         values: [8 8], [n 8 8] or [n 64].
-        board_titles: one a board.
-        text: marks to write in the cells, [8 8], the same on every board.
-        pieces: +1 black, -1 white, drawn as small discs, [8 8] or [n 8 8].
-        last_move: a square to outline.
-        limit: the value of full colour; by default the largest magnitude of all boards.
+        board_titles: one for each board.
+        text: marks to write in the cells.
+        pieces: +1 black, -1 white, 0 none, drawn as small discs.
+        last_move: a square, 0 to 63, to outline.
+        legal: true where a dot is drawn.
+        limit: the magnitude of full colour; by default the largest finite one of all boards.
+        size: the width of a board, in pixels.
+
+    Raises:
+        ValueError: a shape, a square or a number is not as above; the message says which.
+
+    Example:
+        >>> "C2: 0.5" in plot_board_values(np.eye(8) / 2, ["the diagonal"])
+        True
     """
     boards = _as_boards(values, "values")
-    discs = None if pieces is None else np.broadcast_to(_as_boards(pieces, "pieces"), boards.shape)
-    titles = list(board_titles or [""] * len(boards))
+    titles = [""] * len(boards) if board_titles is None else list(board_titles)
     if len(titles) != len(boards):
         raise ValueError(f"{len(titles)} titles for {len(boards)} boards: give one each.")
-    full = limit or float(np.nan_to_num(np.abs(boards)).max()) or 1.0
-    marks = None if text is None else np.asarray(text, dtype=object).reshape(8, 8)
-    drawn = [
-        _board(
-            title,
-            lambda row, col, board=board: (_colour(board[row, col], full), board[row, col]),
-            marks,
-            None if discs is None else discs[i],
-            last_move,
-        )
-        for i, (board, title) in enumerate(zip(boards, titles, strict=True))
-    ]
-    return _tiled(drawn, boards_per_row, 200, 214, _colour_bar(full, bool((boards < 0).any())))
+    if boards_per_row < 1:
+        raise ValueError(f"`boards_per_row` is {boards_per_row}: give 1 or more.")
+    full = _full_colour(boards, limit)
+    discs, dots = _pieces_like(boards, pieces, "pieces"), _like(boards, legal, "legal", bool)
+    marks = _like(boards, np.full((8, 8), "") if text is None else text, "text", object)
+    drawn = []
+    for i, board in enumerate(boards.reshape(-1, 64)):
+        cells = [(svg.colour(value, full), f"{value:.4g}") for value in board]
+        drawn.append(_board(titles[i], cells, discs[i], dots[i], marks[i], last_move, radius=5))
+    bar = _colour_bar(full, signed=bool((boards < 0).any()))
+    name = ", ".join(filter(None, titles)) or "board values"
+    return _tiled(drawn, boards_per_row, name, size / _BOARD_WIDTH, bar)
 
 
 def plot_board(
     state: Values, legal: Values | None = None, last_move: int | None = None, title: str = ""
 ) -> Svg:
-    """A board with its discs (+1 black, -1 white), its legal moves as dots and the last move outlined."""
-    discs = _as_boards(state, "state")[0]
-    dots = np.zeros((8, 8), bool) if legal is None else _as_boards(legal, "legal")[0].astype(bool)
-    names = {0: "empty", 1: "black", -1: "white"}
-    marks = np.where(dots, "·", "").astype(object)
+    """A board with its discs (+1 black, -1 white), its legal moves as dots and the last move outlined.
 
-    def cell(row: int, col: int) -> tuple[str, str]:
-        return _FELT, names[int(discs[row, col])] + (", legal" if dots[row, col] else "")
+    Raises:
+        ValueError: `state` is not one board of -1, 0 and +1, or `last_move` is no square.
 
-    return _tiled([_board(title, cell, marks, discs, last_move, radius=8)], 1, 200, 214)
+    Example:
+        >>> "D3: white" in plot_board([[0] * 8] * 3 + [[0, 0, 0, -1, 1, 0, 0, 0]] + [[0] * 8] * 4)
+        True
+    """
+    board = _as_boards(state, "state")
+    if len(board) != 1:
+        raise ValueError(
+            f"`state` holds {len(board)} boards: choose one, for instance `state[-1]`."
+        )
+    discs, dots = _pieces_like(board, state, "state")[0], _like(board, legal, "legal", bool)[0]
+    cells = [
+        (svg.FELT, _STATES[int(disc)] + (", legal" if dot else ""))
+        for disc, dot in zip(discs, dots, strict=True)
+    ]
+    drawn = _board(title, cells, discs, dots, np.full(64, ""), last_move, radius=8)
+    return _tiled([drawn], 1, title or "board", 1.0)
 
 
 def plot_grid(
     values: Values, row_labels: Sequence[str], col_labels: Sequence[str], title: str = ""
 ) -> Svg:
-    """A table of numbers, each in its colour; for instance a patch sweep, site by layer."""
+    """A table of numbers, each in its colour; for instance a patch sweep, head by layer.
+
+    Raises:
+        ValueError: `values` is empty or not [rows cols].
+    """
     grid = _as_numpy(values)
-    if grid.shape != (len(row_labels), len(col_labels)):
+    if grid.shape != (len(row_labels), len(col_labels)) or not grid.size:
         raise ValueError(
             f"`values` has shape {grid.shape}, but there are {len(row_labels)} row labels and "
-            f"{len(col_labels)} column labels."
+            f"{len(col_labels)} column labels. Give [rows cols], one label each."
         )
-    limit = float(np.nan_to_num(np.abs(grid)).max()) or 1.0
-    left, width, height = 12 + 7 * max(map(len, row_labels)), 58, 24
-    parts = [_text(left + width * (j + 0.5), 40, name) for j, name in enumerate(col_labels)]
-    for i, name in enumerate(row_labels):
-        y = 48 + height * i
-        parts.append(_text(left - 6, y + 16, name, anchor="end"))
-        for j, value in enumerate(grid[i]):
-            fill = _colour(value, limit)
-            label = f"{name}, {col_labels[j]}: {value:.4f}"
-            parts.append(_cell(left + width * j, y, width, height, fill, label))
-            dark = abs(value) > 0.6 * limit
-            parts.append(
-                _text(
-                    left + width * (j + 0.5),
-                    y + 16,
-                    f"{value:.3f}",
-                    fill="#fff" if dark else "#222",
-                )
-            )
-    return _figure(left + width * len(col_labels) + 8, 56 + height * len(row_labels), title, parts)
+    full = _full_colour(grid, None)
+    left, width, height = (
+        14 + svg.text_width(row_labels),
+        max(58, 8 + svg.text_width(col_labels)),
+        24,
+    )
+    parts = [svg.text(left + width * (j + 0.5), 40, name) for j, name in enumerate(col_labels)]
+    for i, row in enumerate(row_labels):
+        parts.append(svg.text(left - 6, 64 + height * i, row, anchor="end"))
+        for j, col in enumerate(col_labels):
+            x, y, fill = left + width * j, 48 + height * i, svg.colour(grid[i, j], full)
+            words = f"{row}, {col}: {grid[i, j]:.4g}"
+            parts.append(svg.rect(x, y, width, height, fill, words, svg.LINE))
+            number, ink = _number(grid[i, j]), svg.readable_on(fill)
+            parts.append(svg.text(x + width / 2, y + 16, number, fill=ink))
+    right, bottom = left + width * len(col_labels), 56 + height * len(row_labels)
+    return _titled(right + 8, bottom, title, parts, "grid of values")
 
 
 def plot_bars(labels: Sequence[str], values: Values, title: str = "") -> Svg:
-    """Signed horizontal bars with their numbers."""
-    numbers = _as_numpy(values).reshape(-1)
-    if len(labels) != len(numbers):
-        raise ValueError(f"{len(labels)} labels for {len(numbers)} values: give one each.")
-    limit = float(np.abs(numbers).max(initial=0)) or 1.0
-    left = 12 + 7 * max(map(len, labels), default=0)
-    middle, parts = left + 190, []
+    """Signed horizontal bars with their numbers; nan has no bar.
+
+    Raises:
+        ValueError: the labels and the values differ in number.
+    """
+    numbers = _as_numpy(values)
+    if numbers.shape != (len(labels),):
+        raise ValueError(
+            f"{len(labels)} labels for values of shape {numbers.shape}: give one each."
+        )
+    full, left = _full_colour(numbers, None), 12 + svg.text_width(labels)
+    zero = left + (190 if (numbers < 0).any() else 10)
+    parts = []
     for i, (label, value) in enumerate(zip(labels, numbers, strict=True)):
-        y, length = 32 + 20 * i, 130 * abs(value) / limit
-        x = middle if value >= 0 else middle - length
-        parts.append(_text(left, y + 13, label, anchor="end"))
-        parts.append(_cell(x, y + 2, length, 15, _SERIES[int(value < 0)], f"{label}: {value:.4f}"))
-        anchor, end = ("start", middle + length + 4) if value >= 0 else ("end", middle - length - 4)
-        parts.append(_text(end, y + 13, f"{value:.3f}", anchor=anchor))
-    parts.append(_line(middle, 30, middle, 32 + 20 * len(labels)))
-    return _figure(middle + 200, 44 + 20 * len(labels), title, parts)
+        y, sign = 32 + 20 * i, -1 if value < 0 else 1
+        length = 130 * min(abs(np.nan_to_num(value)), full) / full
+        x, end = min(zero, zero + sign * length), zero + sign * (length + 4)
+        parts.append(svg.text(left, y + 13, label, anchor="end"))
+        parts.append(svg.rect(x, y + 2, length, 15, _SIGNS[sign], f"{label}: {value:.4g}"))
+        parts.append(svg.text(end, y + 13, _number(value), anchor="end" if sign < 0 else "start"))
+    parts.append(svg.line(zero, 30, zero, 32 + 20 * len(labels)))
+    return _titled(zero + 200, 40 + 20 * len(labels), title, parts, "bars")
 
 
 def plot_lines(
@@ -146,73 +178,86 @@ def plot_lines(
     x_title: str = "",
     y_title: str = "",
 ) -> Svg:
-    """Lines with markers and a legend; nan leaves a gap."""
-    lines = {name: _as_numpy(values).reshape(-1) for name, values in series.items()}
-    if len({len(line) for line in lines.values()}) != 1:
-        raise ValueError("`series` must hold one or more sequences of one length.")
-    n = len(next(iter(lines.values())))
+    """Lines with markers and a legend; nan and infinities leave a gap.
+
+    Args:
+        series: name to values, [n] each.
+        x_labels: one for each value; by default 0, 1, 2, ...
+
+    Raises:
+        ValueError: the series are none or empty, or differ in length from each other or from `x_labels`.
+    """
+    lines = {name: _as_numpy(values) for name, values in series.items()}
+    shapes = {line.shape for line in lines.values()}
+    if len(shapes) != 1 or (0,) in shapes or any(len(shape) != 1 for shape in shapes):
+        raise ValueError(f"`series` has shapes {sorted(shapes)}: give sequences [n] of one length.")
+    (n,) = shapes.pop()
     names = [str(i) for i in range(n)] if x_labels is None else list(x_labels)
-    ticks = _ticks(np.concatenate(list(lines.values())))
-    left, top, width, height = 62, 34, 430, 220
-
-    def at(i: int, value: float) -> tuple[float, float]:
-        x = left + width * (i + 0.5) / n
-        return x, top + height * (ticks[-1] - value) / (ticks[-1] - ticks[0])
-
-    parts = [_text(left + width / 2, top + height + 38, x_title)]
-    parts.append(_text(left, top - 8, y_title, anchor="start"))
-    for tick in ticks:
-        y = at(0, tick)[1]
-        parts.append(_line(left, y, left + width, y, faint=abs(tick) > 1e-12))
-        parts.append(_text(left - 6, y + 4, f"{tick:g}", anchor="end"))
-    for i in range(0, n, math.ceil(n / 16)):
-        parts.append(_text(at(i, 0)[0], top + height + 18, names[i]))
+    if len(names) != n:
+        raise ValueError(f"{len(names)} `x_labels` for {n} values: give one each.")
+    axes = _Axes(names, _ticks(np.concatenate(list(lines.values()))))
+    parts = [*axes.drawn(x_title, y_title)]
     for k, (name, line) in enumerate(lines.items()):
-        parts += _line_of(name, line, names, at, _SERIES[k % len(_SERIES)])
-        y = top + 16 + 18 * k
-        parts.append(
-            f'<circle cx="{left + width + 16}" cy="{y - 4}" r="4" fill="{_SERIES[k % 8]}"/>'
+        stroke, x, y = (
+            _SERIES[k % len(_SERIES)],
+            axes.left + axes.width + 16,
+            axes.top + 12 + 18 * k,
         )
-        parts.append(_text(left + width + 26, y, name, anchor="start"))
-    legend = 40 + 7 * max(map(len, lines))
-    return _figure(left + width + legend, top + height + 48, title, parts)
+        parts += _line(name, line, axes, stroke)
+        parts.append(svg.circle(x, y - 4, 4, stroke))
+        parts.append(svg.text(x + 10, y, name, anchor="start"))
+    right = axes.left + axes.width + 34 + svg.text_width(lines)
+    bottom = axes.top + max(axes.height, 18 * len(lines)) + 48
+    return _titled(right, bottom, title, parts, ", ".join(lines))
 
 
 def plot_spectrum(activations: Values, labels: Values, title: str = ""):
-    """A neuron's activations, split by a yes-or-no label, as an interactive plotly histogram (percent).
+    """A neuron's activations, split by a yes-or-no label, as an interactive plotly histogram.
+
+    Bars are percent within their class, so a rare class shows beside a common one.
+
+    Args:
+        activations: any shape.
+        labels: true or false for each activation, the same shape.
 
     Raises:
         ImportError: plotly is not installed.
+        ValueError: the shapes differ, or a label is neither true nor false.
     """
     try:
         from plotly import graph_objects as go
     except ImportError as error:
         raise ImportError("plotly is missing: `pip install 'othello-gpt[plots]'`.") from error
-    values, flags = _as_numpy(activations).reshape(-1), _as_numpy(labels).reshape(-1).astype(bool)
+    values, flags = _as_numpy(activations), _as_numpy(labels)
     if values.shape != flags.shape:
-        raise ValueError(f"{len(values)} activations, but {len(flags)} labels: give one each.")
+        raise ValueError(f"{values.shape} activations, but {flags.shape} labels: give one each.")
+    if not np.isin(flags, (0, 1)).all():
+        raise ValueError(
+            "`labels` hold more than true and false: compare first, as in `state == 1`."
+        )
     figure = go.Figure(layout=dict(title=title, barmode="overlay", xaxis_title="activation"))
+    figure.update_yaxes(title="percent of its class")
     for flag in (False, True):
+        chosen = values[flags == flag]
+        name = f"{flag} ({chosen.size})"
         figure.add_histogram(
-            x=values[flags == flag], name=str(flag), histnorm="percent", nbinsx=100, opacity=0.6
+            x=chosen, name=name, histnorm="percent", nbinsx=100, bingroup="both", opacity=0.6
         )
     return figure
 
 
-# --- How it is drawn --------------------------------------------------------------------------------
+# --- What is given ----------------------------------------------------------------------------------
 
 
-def _as_numpy(values: Values) -> ndarray:
-    if isinstance(values, Tensor):
-        values = torch.Tensor.numpy(values.detach().cpu())
-    return np.asarray(values, dtype=float)
+def _as_numpy(values: Values, dtype: type = float) -> ndarray:
+    return np.asarray(values.tolist() if isinstance(values, Tensor) else values, dtype=dtype)
 
 
-def _as_boards(values: Values, name: str) -> ndarray:
-    array = _as_numpy(values)
-    if array.shape[-2:] != (8, 8) and array.ndim == 2 and array.shape[1] == 64:
-        array = array.reshape(-1, 8, 8)
-    if array.shape[-2:] != (8, 8) or array.ndim > 3:
+def _as_boards(values: Values, name: str, dtype: type = float) -> ndarray:
+    """Boards [n 8 8] of any of the shapes that callers may give."""
+    array = _as_numpy(values, dtype)
+    is_flat = array.ndim == 2 and array.shape[1] == 64
+    if not (is_flat or (array.ndim in (2, 3) and array.shape[-2:] == (8, 8))) or not array.size:
         raise ValueError(
             f"`{name}` has shape {array.shape}, but boards are [8 8], [n 8 8] or [n 64]. Values of the 60 "
             "moves become boards with `othello_gpt.vocab.values_on_board`."
@@ -220,135 +265,165 @@ def _as_boards(values: Values, name: str) -> ndarray:
     return array.reshape(-1, 8, 8)
 
 
-def _colour(value: float, limit: float) -> str:
-    """Blue for positive, red for negative, the stronger the larger; grey for nan."""
-    if math.isnan(value):
-        return "#bbb"
-    share = min(abs(value) / limit, 1.0)
-    full = (5, 80, 160) if value > 0 else (178, 24, 43)
-    return "#" + "".join(f"{round(255 - share * (255 - part)):02x}" for part in full)
-
-
-def _ticks(values: ndarray) -> list[float]:
-    """Round numbers that span the values."""
-    finite = values[np.isfinite(values)]
-    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
-    if high == low:
-        low, high = low - 0.5, high + 0.5
-    raw = (high - low) / 5
-    base = 10.0 ** math.floor(math.log10(raw))
-    step = next(base * factor for factor in (1, 2, 5, 10) if base * factor >= raw)
-    first, last = math.floor(low / step), math.ceil(high / step)
-    return [round(step * i, 10) for i in range(first, last + 1)]
-
-
-def _line_of(name: str, line: ndarray, x_names: Sequence[str], at, colour: str) -> list[str]:
-    parts, run = [], []
-    for i, value in enumerate([*line, math.nan]):
-        if math.isfinite(value):
-            run.append((i, value))
-            continue
-        points = " ".join("{:.1f},{:.1f}".format(*at(*point)) for point in run)
-        parts.append(
-            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
+def _like(boards: ndarray, values: Values | None, name: str, dtype: type = float) -> ndarray:
+    """What lies on the squares of each board, [n 64]; 0 where no values are given."""
+    given = _as_boards(np.zeros((8, 8)) if values is None else values, name, dtype)
+    if len(given) not in (1, len(boards)):
+        raise ValueError(
+            f"`{name}` holds {len(given)} boards for {len(boards)}: give one, or one for each."
         )
-        run = []
-    for i, value in enumerate(line):
-        if math.isfinite(value):
-            x, y = at(i, value)
-            label = html.escape(f"{name}, {x_names[i]}: {value:.4f}")
-            parts.append(
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"><title>{label}</title></circle>'
-            )
-    return parts
+    return np.broadcast_to(given, boards.shape).reshape(-1, 64)
 
 
-def _board(title: str, cell, marks, discs, last_move: int | None, radius: float = 5) -> list[str]:
-    """One board in a field of 200 by 214: title, letters, digits, cells, marks, discs."""
-    parts = [_text(108, 12, title, size=12)]
+def _pieces_like(boards: ndarray, pieces: Values | None, name: str) -> ndarray:
+    discs = _like(boards, pieces, name)
+    for i, square in np.argwhere(~np.isin(discs, (-1, 0, 1))):
+        raise ValueError(
+            f"`{name}` holds {discs[i, square]:g} at board {i}, {square_to_label(square)}. "
+            "Black is +1, white -1, an empty square 0."
+        )
+    return discs
+
+
+def _full_colour(values: ndarray, limit: float | None) -> float:
+    """The magnitude that has full colour: `limit`, or the largest finite one, or 1 where all is zero."""
+    if limit is not None and not limit > 0:
+        raise ValueError(f"`limit` is {limit}: give the magnitude of full colour, above 0.")
+    return limit or float(np.abs(values[np.isfinite(values)]).max(initial=0)) or 1.0
+
+
+# --- How it is drawn --------------------------------------------------------------------------------
+
+
+def _board(
+    title: str,
+    cells: Sequence[tuple[str, str]],
+    discs: ndarray,
+    dots: ndarray,
+    marks: ndarray,
+    last_move: int | None,
+    radius: float,
+) -> list[str]:
+    """One board: title, letters, digits; 64 cells (fill, words) and what lies on them."""
+    parts = [svg.text(108, 12, title)]
     for i in range(8):
-        parts.append(_text(11, 44 + 22 * i, "ABCDEFGH"[i], size=11))
-        parts.append(_text(31 + 22 * i, 25, str(i), size=11))
-    for square in range(64):
-        row, col = divmod(square, 8)
-        fill, value = cell(row, col)
-        shown = value if isinstance(value, str) else f"{value:.4f}"
-        x, y = 20 + 22 * col, 29 + 22 * row
-        parts.append(_cell(x, y, 22, 22, fill, f"{'ABCDEFGH'[row]}{col}: {shown}"))
-        if discs is not None and discs[row, col]:
-            colour = "#111" if discs[row, col] > 0 else "#fff"
-            parts.append(
-                f'<circle cx="{x + 11}" cy="{y + 11}" r="{radius}" fill="{colour}" stroke="#444" '
-                'pointer-events="none"/>'
-            )
-        if marks is not None and marks[row, col]:
-            parts.append(_text(x + 11, y + 16, str(marks[row, col]), size=14, fill="#111"))
-    if last_move is not None:
-        x, y = 20 + 22 * (last_move % 8), 29 + 22 * (last_move // 8)
+        parts.append(svg.text(11, 44 + _SIDE * i, "ABCDEFGH"[i], size=11))
+        parts.append(svg.text(31 + _SIDE * i, 25, str(i), size=11))
+    for square, (fill, words) in enumerate(cells):
+        x, y = _corner(square)
         parts.append(
-            f'<rect x="{x + 1}" y="{y + 1}" width="20" height="20" fill="none" stroke="#e6a700" '
-            'stroke-width="2.5" pointer-events="none"/>'
+            svg.rect(x, y, _SIDE, _SIDE, fill, f"{square_to_label(square)}: {words}", svg.LINE)
         )
+        ink = "#111" if fill == svg.FELT else svg.readable_on(fill)
+        if discs[square]:
+            disc, rim = _DISCS[int(discs[square])]
+            parts.append(svg.circle(x + 11, y + 11, radius, disc, stroke=rim))
+        if dots[square]:
+            parts.append(svg.circle(x + 11, y + 11, 2.5, ink))
+        parts.append(svg.text(x + 11, y + 16, str(marks[square]), size=14, fill=ink))
+    if last_move is not None:
+        if not 0 <= last_move < 64:
+            raise ValueError(f"`last_move` is {last_move}: squares are 0 to 63, or None.")
+        x, y = _corner(last_move)
+        parts.append(svg.outline(x + 1, y + 1, _SIDE - 2, _LAST_MOVE))
     return parts
+
+
+def _corner(square: int) -> tuple[int, int]:
+    row, col = divmod(square, 8)
+    return 20 + _SIDE * col, 29 + _SIDE * row
 
 
 def _tiled(
-    boards: list[list[str]], per_row: int, width: int, height: int, foot: list[str] | None = None
+    boards: Sequence[list[str]], per_row: int, name: str, scale: float, foot: Sequence[str] = ()
 ) -> Svg:
-    parts = []
-    for i, board in enumerate(boards):
-        x, y = width * (i % per_row), height * (i // per_row)
-        parts.append(f'<g transform="translate({x} {y})">{"".join(board)}</g>')
-    rows = math.ceil(len(boards) / per_row)
+    places = [
+        (_BOARD_WIDTH * (i % per_row), _BOARD_HEIGHT * (i // per_row)) for i in range(len(boards))
+    ]
+    parts = [svg.group(x, y, board) for (x, y), board in zip(places, boards, strict=True)]
+    bottom = places[-1][1] + _BOARD_HEIGHT
     if foot:
-        parts.append(f'<g transform="translate(20 {height * rows})">{"".join(foot)}</g>')
-    total = height * rows + (28 if foot else 0)
-    return _figure(width * min(per_row, len(boards)) + 6, total, "", parts)
+        parts.append(svg.group(20, bottom, foot))
+    width = _BOARD_WIDTH * min(per_row, len(boards)) + 6
+    return svg.figure(width, bottom + (28 if foot else 0), name, parts, scale)
 
 
 def _colour_bar(limit: float, signed: bool) -> list[str]:
     low = -limit if signed else 0.0
-    parts = []
-    for i in range(40):
-        value = low + (limit - low) * i / 39
-        parts.append(
-            f'<rect x="{i * 4}" y="4" width="4" height="8" fill="{_colour(value, limit)}"/>'
-        )
-    for x, value in ((0, low), (80, (low + limit) / 2), (160, limit)):
-        parts.append(_text(x, 24, f"{value:.3g}", size=10, anchor="middle" if x else "start"))
+    shades = [svg.colour(low + (limit - low) * i / 43, limit) for i in range(44)]
+    parts = [svg.rect(4 * i, 4, 4, 8, shade) for i, shade in enumerate(shades)]
+    for x, value, anchor in (
+        (0, low, "start"),
+        (88, (low + limit) / 2, "middle"),
+        (176, limit, "end"),
+    ):
+        parts.append(svg.text(x, 24, f"{value:.3g}", size=10, anchor=anchor))
     return parts
 
 
-def _cell(x: float, y: float, width: float, height: float, fill: str, label: str) -> str:
-    return (
-        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height}" fill="{fill}" '
-        f'stroke="{_LINE}" stroke-width="0.5"><title>{html.escape(label)}</title></rect>'
-    )
+class _Axes(NamedTuple):
+    names: Sequence[str]
+    ticks: Sequence[float]
+    top: int = 44
+    width: int = 430
+    height: int = 220
+
+    @property
+    def left(self) -> int:
+        return 20 + svg.text_width(f"{tick:.10g}" for tick in self.ticks)
+
+    def at(self, i: int, value: float) -> tuple[float, float]:
+        low, high = self.ticks[0], self.ticks[-1]
+        x = self.left + self.width * (i + 0.5) / len(self.names)
+        return x, self.top + self.height * (high - value) / (high - low)
+
+    def drawn(self, x_title: str, y_title: str) -> list[str]:
+        """Titles, a line and a number for each tick, and as many names as have room."""
+        left, bottom = self.left, self.top + self.height
+        parts = [svg.text(left + self.width / 2, bottom + 38, x_title)]
+        parts.append(svg.text(left, self.top - 10, y_title, anchor="start"))
+        for tick in self.ticks:
+            y = self.at(0, tick)[1]
+            parts.append(svg.line(left, y, left + self.width, y, opacity=0.35 if tick else 1))
+            parts.append(svg.text(left - 6, y + 4, f"{tick:.10g}", anchor="end"))
+        n, room = len(self.names), self.width / (svg.text_width(self.names) + 4)
+        for i in range(0, n, math.ceil(n / room)):
+            parts.append(svg.text(self.at(i, 0)[0], bottom + 18, self.names[i]))
+        return parts
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, faint: bool = False) -> str:
-    opacity = 0.35 if faint else 1
-    return (
-        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{_LINE}" '
-        f'opacity="{opacity}"/>'
-    )
+def _line(name: str, line: ndarray, axes: _Axes, stroke: str) -> list[str]:
+    """The line, broken where values are not finite, under a marker for each value."""
+    finite = np.flatnonzero(np.isfinite(line))
+    points = {i: axes.at(i, line[i]) for i in finite.tolist()}
+    runs = np.split(finite, np.flatnonzero(np.diff(finite) > 1) + 1)
+    parts = [
+        svg.polyline([points[i] for i in run.tolist()], stroke) for run in runs if len(run) > 1
+    ]
+    for i, (x, y) in points.items():
+        parts.append(svg.circle(x, y, 3.5, stroke, f"{name}, {axes.names[i]}: {line[i]:.4g}"))
+    return parts
 
 
-def _text(
-    x: float, y: float, text: str, size: int = 12, anchor: str = "middle", fill: str = _INK
-) -> str:
-    if not text:
-        return ""
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" fill="{fill}" '
-        f'pointer-events="none">{html.escape(text)}</text>'
-    )
+def _ticks(values: ndarray) -> list[float]:
+    """Four to eight round numbers that span the values."""
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
+    if high - low <= 1e-6 * max(abs(low), abs(high)):
+        middle, margin = (low + high) / 2, abs(high) / 2 or 0.5
+        low, high = middle - margin, middle + margin
+    raw = (high - low) / 5
+    base = 10.0 ** math.floor(math.log10(raw))
+    step = next(base * factor for factor in (1, 2, 5, 10) if base * factor >= 0.999 * raw)
+    first, last = math.floor(low / step + 1e-6), math.ceil(high / step - 1e-6)
+    return [float(f"{step * i:.12g}") for i in range(first, last + 1)]
 
 
-def _figure(width: float, height: float, title: str, parts: list[str]) -> Svg:
-    heading = _text(width / 2, 16, title, size=14)
-    return Svg(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
-        f'width="{width:.0f}" role="img" font-family="system-ui, sans-serif" '
-        f'style="max-width:100%;height:auto">{heading}{"".join(parts)}</svg>'
-    )
+def _number(value: float) -> str:
+    """The number in at most eight characters."""
+    return f"{value:.3f}" if value == 0 or 0.001 <= abs(value) < 1000 else f"{value:.1e}"
+
+
+def _titled(width: float, height: float, title: str, parts: list[str], name: str) -> Svg:
+    heading = svg.text(width / 2, 16, title, size=14)
+    return svg.figure(width, height, title or name, [heading, *parts])

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -318,7 +318,7 @@ def _resid_site(layer: int) -> str:
 
 def _labels(
     squares: Int[Tensor, "game ply"], n_pos: int
-) -> tuple[Int[Tensor, "game pos 8 8"], Int[Tensor, "game pos"]]:
+) -> tuple[Int[Tensor, "game pos 8 8"], Bool[Tensor, "game pos"]]:
     """Each position's classes (0 empty, 1 theirs, 2 mine), and where somebody still moves."""
     record = board.play(squares.numpy())
     classes = torch.from_numpy(board.piece_classes(record)[:, :n_pos]).long()

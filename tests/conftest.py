@@ -1,4 +1,8 @@
-"""Settings of all tests: hypothesis profiles, offline hub, and a way to see our own errors before beartype's."""
+"""Settings of all tests: shapes are checked, hypothesis profiles, a quiet hub client.
+
+The import hook must stand before anything of ours is imported. (The pytest option of jaxtyping would do, but
+with a configured type checker it takes one package only, and says nothing of the second.)
+"""
 
 import os
 
@@ -6,6 +10,12 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import jaxtyping
+
+jaxtyping.install_import_hook(
+    ["othello_gpt", "interp"],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",  # an int is a float
+)
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings

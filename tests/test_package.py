@@ -1,0 +1,93 @@
+"""The package as a whole: shapes are checked, imports run one way, names are exported, the README is true."""
+
+import ast
+import doctest
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+
+import interp.intervene
+import othello_gpt
+from othello_gpt.vocab import values_on_board
+
+ROOT = Path(__file__).parent.parent
+ORDER = (
+    "othello_gpt.vocab othello_gpt.hooks othello_gpt.board othello_gpt.cache othello_gpt.games "
+    "othello_gpt.model othello_gpt.weights othello_gpt "
+    "interp interp.svg interp.plots interp.probes interp.attribution interp.neurons interp.intervene "
+    "interp.patching interp.arena interp.report othello_gpt.verify othello_gpt.cli othello_gpt.__main__"
+).split()
+
+
+def test_shapes_are_checked_in_both_packages():
+    """The guard on the guard: a wrong shape is caught in a function of each."""
+    with pytest.raises(jaxtyping.TypeCheckError):
+        values_on_board(torch.ones(61, dtype=torch.long))
+    with pytest.raises(jaxtyping.TypeCheckError):
+        interp.intervene.scale_coordinate(torch.ones(2, 3), torch.ones(4), 1.0)
+
+
+def test_imports_run_one_way():
+    """At the top of a module only what stands before it in the order; nothing of `interp` below `interp`."""
+    files = [p for package in ("othello_gpt", "interp") for p in (ROOT / package).glob("*.py")]
+    seen = set()
+    for path in files:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        seen.add(module)
+        if module == "othello_gpt":
+            continue
+        for imported in top_level_imports(path):
+            assert ORDER.index(imported) < ORDER.index(module), f"{module} imports {imported}"
+    assert seen == set(ORDER)
+
+
+def top_level_imports(path: Path) -> list[str]:
+    names = []
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            joined = [f"{node.module}.{alias.name}" for alias in node.names]
+            names += [name if name in ORDER else node.module for name in joined]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    return [name for name in names if name in ORDER]
+
+
+def test_the_public_names_are_there():
+    """`__all__` and the namespace agree."""
+    assert all(hasattr(othello_gpt, name) for name in othello_gpt.__all__)
+    assert all(hasattr(interp.arena, name) for name in __import__("interp.arena").arena.__all__)
+
+
+@pytest.mark.slow
+def test_importing_costs_torch_and_nothing_heavy():
+    """No hub client, no plotly, no progress bar, no pandas at `import othello_gpt`."""
+    code = (
+        "import sys, torch; before = set(sys.modules); import othello_gpt\n"
+        "heavy = {'huggingface_hub', 'plotly', 'tqdm', 'pandas', 'beartype', 'safetensors', 'einops'}\n"
+        "print(sorted(heavy & (set(sys.modules) - before)))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+
+    assert run.stdout.strip() == "[]", run.stdout + run.stderr
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_readme_are_true():
+    """Its Python sessions run as they stand."""
+    readme = (ROOT / "README.md").read_text()
+    sessions = "\n".join(re.findall(r"```pycon\n(.*?)```", readme, re.DOTALL))
+    test = doctest.DocTestParser().get_doctest(sessions, {}, "README", "README.md", 0)
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    result = doctest.DocTestRunner(optionflags=flags).run(test)
+
+    assert test.examples
+    assert result.failed == 0
