@@ -17,12 +17,29 @@ import othello_gpt
 from othello_gpt.vocab import values_on_board
 
 ROOT = Path(__file__).parent.parent
-ORDER = (
-    "othello_gpt.vocab othello_gpt.hooks othello_gpt.board othello_gpt.cache othello_gpt.games "
-    "othello_gpt.model othello_gpt.weights othello_gpt "
-    "interp interp.svg interp.plots interp.probes interp.attribution interp.neurons interp.intervene "
-    "interp.patching interp.arena interp.report othello_gpt.verify othello_gpt.cli othello_gpt.__main__"
-).split()
+ORDER = [
+    "othello_gpt.vocab",
+    "othello_gpt.hooks",
+    "othello_gpt.board",
+    "othello_gpt.cache",
+    "othello_gpt.games",
+    "othello_gpt.model",
+    "othello_gpt.weights",
+    "othello_gpt",
+    "interp",
+    "interp.svg",
+    "interp.plots",
+    "interp.probes",
+    "interp.attribution",
+    "interp.neurons",
+    "interp.intervene",
+    "interp.patching",
+    "interp.arena",
+    "interp.report",
+    "othello_gpt.verify",
+    "othello_gpt.cli",
+    "othello_gpt.__main__",
+]
 
 
 def test_shapes_are_checked_in_both_packages():

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from strategies import games
 
 from interp import svg
 from interp.plots import (
@@ -23,7 +24,6 @@ from interp.plots import (
 )
 from othello_gpt import board
 from othello_gpt.vocab import square_to_label
-from strategies import games
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _numbers = st.floats(-1e6, 1e6) | st.sampled_from([np.nan, np.inf, -np.inf])

@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,7 +13,7 @@ from interp import report
 from interp.patching import patch_sweep, patching_metric
 from othello_gpt import OthelloGPT, board, cli
 from othello_gpt.games import example_pair, games_to_tokens
-from othello_gpt.verify import verify_checkpoint
+from othello_gpt.verify import _circuit_figures, verify_checkpoint
 from othello_gpt.vocab import label_to_token
 
 
@@ -101,13 +100,18 @@ def test_verify_passes_the_packaged_model_and_fails_an_untrained_one(tmp_path):
     assert "FAIL illegal top moves" in str(bad)
 
 
-@pytest.mark.slow
-def test_help_does_not_wait_for_torch():
-    """The command line's own help imports nothing heavy."""
-    code = "import sys; sys.argv = ['x', '--help']\nfrom othello_gpt.cli import _parser\n_parser()"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+def test_the_published_figures_fail_on_another_model_of_that_size():
+    """Log-probabilities, both rows of the sweep and the neuron are compared, and random weights have none."""
+    torch.manual_seed(0)
+    checks = _circuit_figures(OthelloGPT())
 
-    assert run.returncode == 0, run.stderr
+    assert [check.name for check in checks] == [
+        "log-probability of F0",
+        "sweep, attn_out",
+        "sweep, mlp_out",
+        "L5N1393 to logits",
+    ]
+    assert not any(check.passed for check in checks)
 
 
 @pytest.mark.slow
