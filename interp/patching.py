@@ -2,8 +2,8 @@
 
 Two games differ in their last move only. The model is causal, so before the last position both runs are
 equal, and so are their keys and values. A patch at the last position therefore changes nothing but the
-last position from the patched layer up. `patch_sweep` runs one game whole and then replays only that
-position: all patches are rows of one batch, and each row joins the batch at the layer of its patch.
+last position from the patched layer up. `patch_sweep` runs one batch of rows through the model: the positions
+of the clean game, the last position of the corrupted one, and one row for every patch, from its layer up.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from othello_gpt import ActivationCache, OthelloGPT
+from othello_gpt import OthelloGPT
 from othello_gpt.model import Attention, Block, from_heads, into_heads
 
 Metric = Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, ""] | float]
@@ -81,15 +81,16 @@ def patch_sweep(
             "the model has hooks attached, and they would not fire in a sweep, which replays one "
             "position. Leave the `with model.hooks(...)` block, or call `model.reset_hooks()`."
         )
-    needed = [
-        name for name in model.hook_names if name.rpartition("hook_")[2] in ("k", "v", *sites)
-    ]
-    clean_logits, cache = model.run_with_cache(clean, names_filter=needed)
-    logits, joined = _replay_last_position(model, corrupted[0, -1], cache, sites)
+    rows = torch.cat([model.embed(clean)[0], model.embed(corrupted)[0, -1:]])  # [row, d_model]
+    last, joined = clean.shape[1] - 1, []
+    for block in model.blocks:
+        rows = _block_with_patches(block, rows, last, sites, joined)
+    logits = model.unembed(rows)  # [row, d_vocab]
 
+    clean_logits, patched = logits[None, : last + 1], logits[last + 2 :]
     results: dict[str, list[Tensor]] = {site: [] for site in sites}
-    for (site, _), rows in zip(joined, logits[1:].split([n for _, n in joined]), strict=True):
-        effects = torch.stack([_effect(metric, clean_logits, row) for row in rows])
+    for (site, _), those in zip(joined, patched.split([n for _, n in joined]), strict=True):
+        effects = torch.stack([_effect(metric, clean_logits, row) for row in those])
         results[site].append(effects if site in ("z", "post") else effects[0])
     return {site: torch.stack(effects) for site, effects in results.items()}
 
@@ -100,78 +101,63 @@ def _effect(metric: Metric, clean_logits: Tensor, last: Float[Tensor, " d_vocab"
     return torch.as_tensor(metric(logits))
 
 
-def _replay_last_position(
-    model: OthelloGPT, token: Int[Tensor, ""], clean: ActivationCache, sites: tuple[str, ...]
-) -> tuple[Float[Tensor, "row d_vocab"], list[tuple[str, int]]]:
-    """Last-position logits of the corrupted run (row 0) and of every patched run, and who the rows are.
+def _block_with_patches(
+    block: Block,
+    rows: Float[Tensor, "row d_model"],
+    last: int,
+    sites: tuple[str, ...],
+    joined: list[tuple[str, int]],
+) -> Float[Tensor, "more_rows d_model"]:
+    """The residual stream after the block, of every row that entered and every patch made in the block.
 
-    A row is one run's residual stream at the last position. A patched run equals the corrupted one up to
-    its patch, so its row joins there; `joined` lists (site, number of rows) in the order of joining.
+    Rows up to `last` are the positions of the clean run; row `last + 1` is the last position of the
+    corrupted run; the rest, of patched runs. A patched run equals the corrupted one up to its patch, so its
+    row joins there; `joined` lists (site, number of rows) in the order of joining.
     """
-    last = clean["v", 0].shape[1] - 1
-    rows = (model.W_E[token] + model.W_pos[last])[None]  # [row, d_model]
-    joined: list[tuple[str, int]] = []
 
     def join(rows: Tensor, patches: dict[str, Tensor]) -> Tensor:
-        joined.extend((site, len(patch)) for site, patch in patches.items())
-        return torch.cat([rows, *patches.values()])
+        chosen = [(site, patch) for site, patch in patches.items() if site in sites]
+        joined.extend((site, len(patch)) for site, patch in chosen)
+        return torch.cat([rows, *(patch for _, patch in chosen)])
 
-    for layer, block in enumerate(model.blocks):
-        past = {name: clean[name, layer][0, :last] for name in ("k", "v")}
-        at = {site: clean[site, layer][0, last] for site in sites}
-        if "resid_pre" in at:
-            rows = join(rows, {"resid_pre": at["resid_pre"][None]})
-        z = _attend(block.attn, block.ln1(rows), past["k"], past["v"])
-        resid_mid = rows + from_heads(z, block.attn.W_O, block.attn.b_O)
-        rows = join(resid_mid, _patched_resid_mid(block, at, rows[0], z[0], resid_mid[0]))
-        post = block.mlp.neurons(block.ln2(rows))
-        resid_post = rows + block.mlp.write(post)
-        rows = join(resid_post, _patched_resid_post(block, at, rows[0], post[0], resid_post[0]))
-    return model.unembed(rows), joined
+    clean, corrupted = slice(last, last + 1), slice(last + 1, last + 2)
+    attn, mlp = block.attn, block.mlp
+
+    resid_pre = join(rows, {"resid_pre": rows[clean]})
+    z = _attend(attn, block.ln1(resid_pre), last)  # [row, head, d_head]
+    attn_out = from_heads(z, attn.W_O, attn.b_O)
+    resid_mid = resid_pre + attn_out
+    patches = {"attn_out": resid_pre[corrupted] + attn_out[clean], "resid_mid": resid_mid[clean]}
+    if "z" in sites:
+        by_head = torch.einsum("hd,hdm->hm", (z[clean] - z[corrupted])[0], attn.W_O)
+        patches["z"] = resid_mid[corrupted] + by_head
+    resid_mid = join(resid_mid, patches)
+
+    post = mlp.neurons(block.ln2(resid_mid))
+    mlp_out = mlp.write(post)
+    resid_post = resid_mid + mlp_out
+    patches = {"mlp_out": resid_mid[corrupted] + mlp_out[clean], "resid_post": resid_post[clean]}
+    if "post" in sites:
+        by_neuron = (post[clean] - post[corrupted]).T * mlp.W_out  # [d_mlp, d_model]
+        patches["post"] = resid_post[corrupted] + by_neuron
+    return join(resid_post, patches)
 
 
 def _attend(
-    attn: Attention,
-    x: Float[Tensor, "row d_model"],
-    past_k: Float[Tensor, "key_pos head d_head"],
-    past_v: Float[Tensor, "key_pos head d_head"],
+    attn: Attention, x: Float[Tensor, "row d_model"], last: int
 ) -> Float[Tensor, "row head d_head"]:
-    """z of the last position, which sees the positions before it and itself."""
+    """z of every row, which sees the clean positions before its own, and itself."""
     q = into_heads(x, attn.W_Q, attn.b_Q)
     k = into_heads(x, attn.W_K, attn.b_K)
     v = into_heads(x, attn.W_V, attn.b_V)
-    past_scores = torch.einsum("rhd,khd->rhk", q, past_k)
+    row, key_pos = torch.arange(len(x), device=x.device), torch.arange(last, device=x.device)
+    before = (
+        key_pos < row[:, None, None]
+    )  # [row, 1, key_pos]: all of them for rows of the last position
+    past_scores = torch.einsum("rhd,khd->rhk", q, k[:last]).masked_fill(~before, -torch.inf)
     own_score = (q * k).sum(-1, keepdim=True)
     pattern = (torch.cat([past_scores, own_score], -1) / q.shape[-1] ** 0.5).softmax(-1)
-    return torch.einsum("rhk,khd->rhd", pattern[..., :-1], past_v) + pattern[..., -1:] * v
-
-
-def _patched_resid_mid(
-    block: Block, clean: dict[str, Tensor], resid_pre: Tensor, z: Tensor, resid_mid: Tensor
-) -> dict[str, Float[Tensor, "row d_model"]]:
-    """What `resid_mid` of the corrupted run becomes under each patch inside or after attention."""
-    patches = {}
-    if "attn_out" in clean:
-        patches["attn_out"] = (resid_pre + clean["attn_out"])[None]
-    if "z" in clean:
-        patches["z"] = resid_mid + torch.einsum("hd,hdm->hm", clean["z"] - z, block.attn.W_O)
-    if "resid_mid" in clean:
-        patches["resid_mid"] = clean["resid_mid"][None]
-    return patches
-
-
-def _patched_resid_post(
-    block: Block, clean: dict[str, Tensor], resid_mid: Tensor, post: Tensor, resid_post: Tensor
-) -> dict[str, Float[Tensor, "row d_model"]]:
-    """What `resid_post` of the corrupted run becomes under each patch inside or after the MLP."""
-    patches = {}
-    if "mlp_out" in clean:
-        patches["mlp_out"] = (resid_mid + clean["mlp_out"])[None]
-    if "post" in clean:
-        patches["post"] = resid_post + (clean["post"] - post)[:, None] * block.mlp.W_out
-    if "resid_post" in clean:
-        patches["resid_post"] = clean["resid_post"][None]
-    return patches
+    return torch.einsum("rhk,khd->rhd", pattern[..., :-1], v[:last]) + pattern[..., -1:] * v
 
 
 def _checked_sites(sites: Iterable[str]) -> tuple[str, ...]:

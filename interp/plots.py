@@ -140,7 +140,7 @@ def plot_grid(
             x, y, fill = left + width * j, 48 + height * i, svg.colour(grid[i, j], full)
             words = f"{row}, {col}: {grid[i, j]:.4g}"
             parts.append(svg.rect(x, y, width, height, fill, words, svg.LINE))
-            number, ink = _number(grid[i, j]), svg.readable_on(fill)
+            number, ink = _number(grid[i, j], full), svg.readable_on(fill)
             parts.append(svg.text(x + width / 2, y + 16, number, fill=ink))
     right, bottom = left + width * len(col_labels), 56 + height * len(row_labels)
     return _titled(right + 8, bottom, title, parts, "grid of values")
@@ -166,7 +166,9 @@ def plot_bars(labels: Sequence[str], values: Values, title: str = "") -> Svg:
         x, end = min(zero, zero + sign * length), zero + sign * (length + 4)
         parts.append(svg.text(left, y + 13, label, anchor="end"))
         parts.append(svg.rect(x, y + 2, length, 15, _SIGNS[sign], f"{label}: {value:.4g}"))
-        parts.append(svg.text(end, y + 13, _number(value), anchor="end" if sign < 0 else "start"))
+        parts.append(
+            svg.text(end, y + 13, _number(value, full), anchor="end" if sign < 0 else "start")
+        )
     parts.append(svg.line(zero, 30, zero, 32 + 20 * len(labels)))
     return _titled(zero + 200, 40 + 20 * len(labels), title, parts, "bars")
 
@@ -419,9 +421,11 @@ def _ticks(values: ndarray) -> list[float]:
     return [float(f"{step * i:.12g}") for i in range(first, last + 1)]
 
 
-def _number(value: float) -> str:
-    """The number in at most eight characters."""
-    return f"{value:.3f}" if value == 0 or 0.001 <= abs(value) < 1000 else f"{value:.1e}"
+def _number(value: float, full: float) -> str:
+    """The number to three digits of the largest, so that a column of numbers compares."""
+    if not 1e-6 < full < 1e6:
+        return f"{value:.1e}"
+    return f"{value:z.{max(2 - math.floor(math.log10(full)), 0)}f}"
 
 
 def _titled(width: float, height: float, title: str, parts: list[str], name: str) -> Svg:

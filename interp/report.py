@@ -257,7 +257,8 @@ _STYLE = """
 body { background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
        max-width: 1000px; margin: 2rem auto; padding: 0 1rem; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.2rem; }
-figure { margin: 1rem 0; overflow-x: auto; } .pair { display: flex; flex-wrap: wrap; gap: 2rem; }
+figure { margin: 1rem 0; overflow-x: auto; } .pair { display: flex; flex-wrap: wrap; align-items: start;
+       gap: 2rem; }
 table { border-collapse: collapse; } td, th { padding: .2rem .8rem; text-align: left;
        border-bottom: 1px solid var(--line); }
 @media print { h2 { break-after: avoid; } figure { break-inside: avoid; } }

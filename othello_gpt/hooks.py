@@ -92,14 +92,15 @@ def _same_kind(replacement: object, value: Tensor, site: str) -> Tensor:
     kinds = [(tuple(t.shape), t.dtype, t.device) for t in (replacement, value)]
     if kinds[0] != kinds[1]:
         raise ValueError(
-            f"a hook on '{site}' returned {_kind(replacement)}, but the activation there is {_kind(value)}. "
+            f"a hook on '{site}' returned {kind(replacement)}, but the activation there is {kind(value)}. "
             "A replacement must have the same shape, dtype and device: "
             "use `.expand_as(activation)` or `.to(activation)`."
         )
     return replacement
 
 
-def _kind(tensor: Tensor) -> str:
+def kind(tensor: Tensor) -> str:
+    """Shape, dtype and device in words, for messages."""
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
 
 

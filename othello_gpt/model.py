@@ -40,6 +40,7 @@ from othello_gpt.hooks import (
     HookPoint,
     SiteFilter,
     Tapped,
+    kind,
     select_sites,
     share_registry,
 )
@@ -185,6 +186,11 @@ class Block(Tapped):
         return self.tap("hook_resid_post", resid_mid + mlp_out)
 
 
+TokensOrResid = (
+    Integer[Tensor, "batch pos"] | Integer[Tensor, " pos"] | Float[Tensor, "batch pos d_model"]
+)
+
+
 class OthelloGPT(Tapped):
     """Othello-GPT with random weights; `OthelloGPT.from_pretrained()` has trained ones.
 
@@ -215,26 +221,33 @@ class OthelloGPT(Tapped):
 
     def forward(
         self,
-        tokens: Integer[Tensor, "batch pos"] | Integer[Tensor, " pos"],
+        tokens: TokensOrResid,
+        start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
     ) -> Float[Tensor, "batch pos d_vocab"] | Float[Tensor, "batch pos d_model"]:
         """Logits after every move; with `stop_at_layer`, the residual stream that enters that block.
 
         Args:
             tokens: 0 to 60 (see `othello_gpt.vocab`), at most `n_ctx` moves; one game may come without
-                its batch axis.
+                its batch axis. With `start_at_layer`, the residual stream that enters that block.
+            start_at_layer: run `blocks[start_at_layer:]` only; negative counts from the end.
             stop_at_layer: run only `blocks[:stop_at_layer]`; negative counts from the end.
         """
-        tokens = self._checked(tokens)
+        first, end = self._checked_range(start_at_layer, stop_at_layer)
+        resid = self.embed(tokens) if start_at_layer is None else self._checked_resid(tokens)
+        for block in [*self.blocks][first:end]:
+            resid = block(resid)
+        return self.unembed(resid) if stop_at_layer is None else resid
+
+    def embed(
+        self, tokens: Integer[Tensor, "batch pos"] | Integer[Tensor, " pos"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream that enters the first block."""
+        tokens = self._checked_tokens(tokens)
         n_batch, n_pos = tokens.shape
         embed = self.tap("hook_embed", self.W_E[tokens])
         pos_embed = self.tap("hook_pos_embed", self.W_pos[:n_pos].repeat(n_batch, 1, 1))
-        resid = embed + pos_embed
-        for block in [*self.blocks][: self._checked_layer(stop_at_layer)]:
-            resid = block(resid)
-        if stop_at_layer is not None:
-            return resid
-        return self.unembed(resid)
+        return embed + pos_embed
 
     def unembed(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """Logits from the residual stream that leaves the last block."""
@@ -243,18 +256,20 @@ class OthelloGPT(Tapped):
 
     def run_with_hooks(
         self,
-        tokens: Integer[Tensor, "batch pos"] | Integer[Tensor, " pos"],
+        tokens: TokensOrResid,
         fwd_hooks: Iterable[tuple[SiteFilter, HookFn]] = (),
+        start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
     ) -> Float[Tensor, "batch pos d_vocab"] | Float[Tensor, "batch pos d_model"]:
         """Logits of a run under these hooks; see `hooks`."""
         with self.hooks(fwd_hooks):
-            return self(tokens, stop_at_layer=stop_at_layer)
+            return self(tokens, start_at_layer, stop_at_layer)
 
     def run_with_cache(
         self,
-        tokens: Integer[Tensor, "batch pos"] | Integer[Tensor, " pos"],
+        tokens: TokensOrResid,
         names_filter: SiteFilter | None = None,
+        start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
         detach: bool = True,
     ) -> tuple[
@@ -266,6 +281,7 @@ class OthelloGPT(Tapped):
             tokens: as for the model itself.
             names_filter: which sites to keep: a name, several names, or a predicate on names; None keeps all
                 but the heads' `hook_result`, which is eight times the size of anything else.
+            start_at_layer: as for the model itself; sites before it are not kept.
             stop_at_layer: as for the model itself; sites after it are not kept.
             detach: False keeps activations in the autograd graph, to take gradients with respect to them.
         """
@@ -282,7 +298,7 @@ class OthelloGPT(Tapped):
             kept[hook.name] = activation.clone() if others_may_write else activation
 
         with self.registry.attached((site, keep) for site in sites):
-            logits = self(tokens, stop_at_layer=stop_at_layer)
+            logits = self(tokens, start_at_layer, stop_at_layer)
         return logits, ActivationCache(kept, self.cfg.n_layers)
 
     def hooks(self, fwd_hooks: Iterable[tuple[SiteFilter, HookFn]]) -> AbstractContextManager[None]:
@@ -318,7 +334,7 @@ class OthelloGPT(Tapped):
             self.registry.hooks = attached
         return tuple(listener.names)
 
-    def _checked(self, tokens: Tensor) -> Integer[Tensor, "batch pos"]:
+    def _checked_tokens(self, tokens: Tensor) -> Integer[Tensor, "batch pos"]:
         if (
             not isinstance(tokens, Tensor)
             or tokens.is_floating_point()
@@ -336,10 +352,10 @@ class OthelloGPT(Tapped):
             )
         tokens = torch.atleast_2d(tokens)
         if not torch.compiler.is_compiling():
-            self._check_range(tokens)
+            self._check_token_range(tokens)
         return tokens.to(self.W_E.device, torch.long)
 
-    def _check_range(self, tokens: Integer[Tensor, "batch pos"]) -> None:
+    def _check_token_range(self, tokens: Integer[Tensor, "batch pos"]) -> None:
         if tokens.numel() == 0 or (tokens.min() >= 0 and tokens.max() < self.cfg.d_vocab):
             return
         batch, pos = ((tokens < 0) | (tokens >= self.cfg.d_vocab)).nonzero()[0].tolist()
@@ -349,14 +365,31 @@ class OthelloGPT(Tapped):
             "Board squares (0 to 63) become tokens with `othello_gpt.vocab.square_to_token`."
         )
 
-    def _checked_layer(self, stop_at_layer: int | None) -> int | None:
-        n_layers = self.cfg.n_layers
-        if stop_at_layer is not None and not -n_layers <= stop_at_layer <= n_layers:
+    def _checked_resid(self, resid: Tensor) -> Float[Tensor, "batch pos d_model"]:
+        n_ctx, d_model = self.cfg.n_ctx, self.cfg.d_model
+        fits = resid.ndim == 3 and 1 <= resid.shape[1] <= n_ctx and resid.shape[2] == d_model
+        if not fits or resid.dtype != self.dtype:
             raise ValueError(
-                f"`stop_at_layer` is {stop_at_layer}, but the model has {n_layers} layers: "
-                f"give 0 to {n_layers}, or a negative number counted from the end."
+                "with `start_at_layer` the input is the residual stream that enters that block, "
+                f"(batch, up to {n_ctx}, {d_model}) {self.dtype}, but it is {kind(resid)}. "
+                "`model(tokens, stop_at_layer=...)` makes one."
             )
-        return stop_at_layer
+        return resid
+
+    def _checked_range(self, start: int | None, stop: int | None) -> tuple[int, int]:
+        n_layers = self.cfg.n_layers
+        for name, layer in (("start_at_layer", start), ("stop_at_layer", stop)):
+            if layer is not None and not -n_layers <= layer <= n_layers:
+                raise ValueError(
+                    f"`{name}` is {layer}, but the model has {n_layers} layers: "
+                    f"give 0 to {n_layers}, or a negative number counted from the end."
+                )
+        first, end, _ = slice(start, stop).indices(n_layers)
+        if first > end:
+            raise ValueError(
+                f"`start_at_layer` is {start}, but the run stops before, at layer {stop}."
+            )
+        return first, end
 
     @property
     def device(self) -> torch.device:

@@ -106,6 +106,21 @@ def test_a_partial_forward_gives_the_stream_that_enters_the_next_block():
     assert torch.equal(
         model(fixture["tokens"], stop_at_layer=-2), model(fixture["tokens"], stop_at_layer=1)
     )
+    logits = model(fixture["stop_at_layer_1"], start_at_layer=1)
+    assert relative_error(logits, fixture["start_at_layer_1"]) < 1e-5
+
+
+@given(models(), token_batches(), st.data())
+def test_a_run_can_be_cut_between_any_two_blocks(model, tokens, data):
+    """Bit by bit: the second half goes on from what the first half gives; its cache has its sites only."""
+    layer = data.draw(st.integers(-model.cfg.n_layers, model.cfg.n_layers))
+    resid = model(tokens, stop_at_layer=layer)
+    logits, cache = model.run_with_cache(resid, start_at_layer=layer)
+    first = layer % model.cfg.n_layers if layer < model.cfg.n_layers else layer
+
+    assert torch.equal(logits, model(tokens))
+    assert sum(name.endswith("resid_pre") for name in cache) == model.cfg.n_layers - first
+    assert "hook_embed" not in cache
 
 
 @given(models(), token_batches(min_pos=2), st.data())
@@ -220,3 +235,11 @@ def test_bad_sizes_and_layers_are_named():
         GPTConfig(d_mlp=0)
     with pytest.raises(ValueError, match="`stop_at_layer` is 3, but the model has 2 layers"):
         random_model(SMALL)(torch.tensor([1]), stop_at_layer=3)
+    with pytest.raises(
+        ValueError, match="`start_at_layer` is 2, but the run stops before, at layer 1"
+    ):
+        random_model(SMALL)(torch.zeros(1, 3, 8), start_at_layer=2, stop_at_layer=1)
+    with pytest.raises(
+        ValueError, match=r"up to 59, 8\) torch.float64, but it is \(1, 3, 9\) float32"
+    ):
+        random_model(SMALL)(torch.zeros(1, 3, 9), start_at_layer=1)
