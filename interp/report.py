@@ -13,7 +13,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from interp import plots
-from interp.attribution import Contributions, direct_logit_attribution
+from interp.attribution import Contributions, contributions, direct_logit_attribution
 from interp.neurons import input_weights, logit_weights, top_neurons
 from interp.patching import patch_sweep, patching_metric
 from interp.probes import LinearProbe, ProbeAccuracy, probe_accuracy
@@ -54,6 +54,7 @@ class Story(NamedTuple):
     believed: Float[Tensor, "layer 8 8"]  # P(mine) - P(theirs) by each layer's probe, last position
     accuracy: ProbeAccuracy  # `probe_accuracy` on random games
     contributions: Contributions  # `direct_logit_attribution` of the answer
+    written: Contributions  # `contributions` to "mine" of every square, [component 1 1 8 8]
     effects: dict[str, Float[Tensor, "layer *part"]]  # `patch_sweep`
     log_probs: tuple[float, float]  # of the answer, clean and corrupted
     neurons: tuple[NeuronReading, ...]
@@ -61,6 +62,27 @@ class Story(NamedTuple):
     @property
     def legal(self) -> Bool[ndarray, "8 8"]:
         return self.record.legal[-1]
+
+    @property
+    def turned(self) -> int:
+        """The disc that the last move turned and whose colour the model is surest of: a square."""
+        sureness = self.written.total[0, 0].abs().numpy()
+        return int(np.where(self.record.flipped[-1], sureness, -1).argmax())
+
+    @property
+    def score(self) -> float:
+        """How strongly that disc is read as mine (positive) or theirs, in logits."""
+        return self.written.total[0, 0].flatten()[self.turned].item()
+
+    @property
+    def last_layer(self) -> int:
+        """The layer after which `written` is read: that of the best probe."""
+        return len(self.written_by("mlp")) - 1
+
+    def written_by(self, part: str) -> Float[Tensor, "layer 8 8"]:
+        """What "attn" or "mlp" of each layer writes to "mine" of every square."""
+        chosen = [i for i, name in enumerate(self.written.labels) if name.startswith(part)]
+        return self.written.values[chosen, 0, 0]
 
 
 def shipped_probes() -> list[LinearProbe]:
@@ -145,6 +167,7 @@ def tell(
         believed=torch.stack(believed),
         accuracy=accuracy,
         contributions=direct_logit_attribution(model, cache, token),
+        written=contributions(cache.select(pos=-1), best.mine, best.layer),
         effects=effects,
         log_probs=(log_probs[0], log_probs[1]),
         neurons=neurons,
@@ -211,6 +234,16 @@ def summary(story: Story) -> str:
             "",
             f"Who writes the logit of {answer} (sum misses it by {story.contributions.gap:.1e}):",
             "  " + ", ".join(f"{name} {value:+.2f}" for name, value in _largest(story, 6)),
+            "",
+            f'Who writes "mine" at {square_to_label(story.turned)}, turned by the last move, by layer '
+            f"(score {story.score:+.2f} after layer {story.last_layer}; the embeddings write the rest):",
+            *(
+                f"  {part:9} "
+                + " ".join(
+                    f"{value:7.2f}" for value in story.written_by(part).flatten(1)[:, story.turned]
+                )
+                for part in ("attn", "mlp")
+            ),
             "",
             f"Patching the last move's activations, clean into corrupted (1 = {answer} fully restored):",
             *(
@@ -296,6 +329,13 @@ def page(story: Story) -> str:
             _figure(plots.plot_lines({"squares right": story.accuracy.by_layer}, x_title="layer")),
         ),
         (
+            "Who writes mine and theirs",
+            f"<p>What each layer writes along mine minus theirs of each square, up to layer {story.last_layer}, "
+            "whose probe reads the board best. Blue writes mine, red theirs. The sum with what the "
+            f"embeddings write is the probe's score; {square_to_label(story.turned)}, turned by the last "
+            f"move, has {story.score:+.2f}.</p><figure>{_written_boards(story)}</figure>",
+        ),
+        (
             f"Who writes the logit of {answer}",
             "<p>Direct logit attribution, final LayerNorm's scale held; the parts sum to the logit but for "
             f"{contributions.gap:.1e}.</p>"
@@ -325,6 +365,19 @@ def page(story: Story) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Othello-GPT: {answer}</title><style>{_STYLE}</style></head><body>"
         f"<h1>Why Othello-GPT thinks {answer} is legal</h1>{body}</body></html>"
+    )
+
+
+def _written_boards(story: Story) -> plots.Svg:
+    parts = {part: story.written_by(part) for part in ("attn", "mlp")}
+    titles = [f"{part} {layer}" for part, boards in parts.items() for layer in range(len(boards))]
+    return plots.plot_board_values(
+        torch.cat([*parts.values()]),
+        titles,
+        boards_per_row=story.last_layer + 1,
+        pieces=story.record.state[-1],
+        last_move=int(story.pair.clean[-1]),
+        size=min(200, 960 // (story.last_layer + 1)),
     )
 
 

@@ -365,7 +365,8 @@ def find_file(source: str | Path | None, filename: str | None = None, **hub) -> 
         raise WeightsError(
             f"the folder '{path}' has no {filename}. Give `filename=` or the file itself."
         )
-    if len(path.parts) != 2 or path.suffix or str(source).startswith((".", "/", "~")):
+    is_file_name = path.suffix in (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+    if len(path.parts) != 2 or is_file_name or str(source).startswith((".", "/", "~")):
         raise WeightsError(
             f"'{source}' is no file and no folder here, nor a repository of the hub, which is 'owner/name'."
         )

@@ -65,6 +65,11 @@ def test_a_pinned_commit_is_asked_for_once(hub, model, options):
     ("repo", "extra", "message"),
     [
         ("somebody/else", {}, "check its name; a private one needs `token=`"),
+        (
+            "some.body/model-1.0",
+            {},
+            "cannot have model.safetensors of .some.body/model-1.0.: check its name",
+        ),
         (REPO, {"filename": "other.pth"}, "has no file other.pth: give `filename=`"),
         (REPO, {"revision": "v9"}, "it has no revision 'v9'"),
         (

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from interp import report
+from interp.arena import calculate_attn_and_mlp_probe_score_contributions
 from interp.patching import patch_sweep, patching_metric
 from othello_gpt import OthelloGPT, board, cli
 from othello_gpt.games import example_pair, games_to_tokens
 from othello_gpt.verify import _circuit_figures, verify_checkpoint
-from othello_gpt.vocab import label_to_token
+from othello_gpt.vocab import label_to_token, square_to_label
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,27 @@ def test_figures_equal_what_the_calls_give(story):
         logits[0, -1, f0].item(), abs=1e-3
     )
     assert "C7 D5 D6 D7 F0 F1 F3 G1 G2 G4 G5 G6 G7" in report.summary(story)
+
+
+def test_what_layers_write_is_what_the_exercise_calls_give(story):
+    """The boards of attention and MLPs, at the square of which the summary tells, turned by the last move."""
+    model, probes = OthelloGPT.from_pretrained(), report.shipped_probes()
+    probe = probes[int(story.accuracy.by_layer.argmax())]
+    _, cache = model.run_with_cache(games_to_tokens(story.pair.clean[None]))
+    expected = calculate_attn_and_mlp_probe_score_contributions(
+        cache, probe.mine, probe.layer, 0, len(story.pair.clean) - 1
+    )
+    text = report.summary(story)
+
+    assert story.last_layer == probe.layer
+    assert story.record.flipped[-1].flat[story.turned]
+    assert f'"mine" at {square_to_label(story.turned)}' in text
+    for part, boards in zip(("attn", "mlp"), expected, strict=True):
+        assert torch.allclose(story.written_by(part), boards, atol=1e-4)
+        assert (
+            " ".join(f"{v:7.2f}" for v in story.written_by(part).flatten(1)[:, story.turned])
+            in text
+        )
 
 
 def test_the_page_is_one_file_that_asks_for_nothing(story, tmp_path):
