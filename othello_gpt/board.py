@@ -75,7 +75,7 @@ def play(squares: Int[ndarray, "*games ply"]) -> Record:
 
     Example:
         >>> record = play(np.array([19, 18]))  # C3, then C2
-        >>> record.mover.tolist(), record.state[1].sum()
+        >>> record.mover.tolist(), int(record.state[1].sum())
         ([1, -1], 0)
     """
     squares = _checked_squares(squares)
