@@ -28,6 +28,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Integer
@@ -97,7 +98,7 @@ class Attention(Tapped):
         self.b_K = nn.Parameter(torch.zeros(cfg.n_heads, cfg.d_head))
         self.b_V = nn.Parameter(torch.zeros(cfg.n_heads, cfg.d_head))
         self.b_O = nn.Parameter(torch.zeros(cfg.d_model))
-        future = torch.ones(cfg.n_ctx, cfg.n_ctx, dtype=torch.bool).triu(1)
+        future = torch.from_numpy(~np.tri(cfg.n_ctx, dtype=bool))  # above the diagonal
         self.register_buffer("future", future, persistent=False)
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
@@ -216,7 +217,7 @@ class OthelloGPT(Tapped):
         self.b_U = nn.Parameter(torch.zeros(cfg.d_vocab))
         share_registry(self)
         for name, parameter in self.named_parameters():
-            if name.split(".")[-1].startswith("W_"):
+            if name.split(".")[-1].startswith("W_") and not parameter.is_meta:
                 nn.init.normal_(parameter, std=0.02)  # as GPT-2; biases start at 0
 
     def forward(

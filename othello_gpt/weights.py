@@ -229,7 +229,8 @@ def fold(state_dict: StateDict) -> tuple[StateDict, FoldReport]:
     steps = []
     for step in (fold_layer_norm, fold_value_biases, center_writing_weights, center_unembed):
         folded = step(state_dict)
-        change = max((folded[k] - state_dict[k]).abs().max().item() for k in folded)
+        moved = [k for k in folded if folded[k] is not state_dict[k]]
+        change = max((folded[k] - state_dict[k]).abs().max().item() for k in moved)
         steps.append(FoldStep(step.__name__, change))
         state_dict = folded
     return state_dict, FoldReport(tuple(steps))

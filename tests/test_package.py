@@ -81,20 +81,33 @@ def test_the_public_names_are_there():
     assert all(hasattr(interp.arena, name) for name in __import__("interp.arena").arena.__all__)
 
 
-@pytest.mark.slow
-def test_importing_costs_torch_and_nothing_heavy():
-    """No hub client, no plotly, no progress bar, no pandas at `import othello_gpt`."""
+def imported_by(code: str) -> set[str]:
+    """The modules that a fresh process has imported after this code, beyond torch's own."""
     code = (
-        "import sys, torch; before = set(sys.modules); import othello_gpt\n"
-        "heavy = {'huggingface_hub', 'plotly', 'tqdm', 'pandas', 'beartype', 'safetensors', 'einops'}\n"
-        "print(sorted(heavy & (set(sys.modules) - before)))"
+        f"import sys, torch; before = set(sys.modules)\n{code}\nprint(*set(sys.modules) - before)"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment
     )
+    assert run.returncode == 0, run.stderr
+    return set(run.stdout.split())
 
-    assert run.stdout.strip() == "[]", run.stdout + run.stderr
+
+@pytest.mark.slow
+def test_importing_costs_torch_and_nothing_heavy():
+    """No hub client, no plotly, no progress bar, no pandas at `import othello_gpt`."""
+    heavy = {"huggingface_hub", "plotly", "tqdm", "pandas", "beartype", "safetensors", "einops"}
+
+    assert not heavy & imported_by("import othello_gpt")
+
+
+@pytest.mark.slow
+def test_loading_the_packaged_model_brings_in_no_compiler():
+    """Torch imports its compiler, a second's work, for some operations on tensors without values."""
+    code = "from othello_gpt import OthelloGPT; OthelloGPT.from_pretrained()"
+
+    assert not {"torch._dynamo", "sympy"} & imported_by(code)
 
 
 @pytest.mark.slow
