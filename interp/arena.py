@@ -7,8 +7,9 @@ caller names and change nothing that they are given, except `apply_scale` and `p
 which edit in place as on the page because they are the bodies of hooks.
 """
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.attribution import accumulated_scores, contributions
@@ -40,10 +41,12 @@ __all__ = [
 
 def get_board_states_and_legal_moves(
     games_square: Int[Tensor, "game ply"],
-) -> tuple[Int[Tensor, "game ply 8 8"], Bool[Tensor, "game ply 8 8"]]:
-    """The board after every move (+1 black, -1 white), and the replies of whoever moves next."""
+) -> tuple[Int[Tensor, "game ply 8 8"], Int[Tensor, "game ply 8 8"], list]:
+    """The board after every move (+1 black, -1 white), the replies of whoever moves next (1 or 0), and these
+    once more as marks "o" and "" in nested lists, for the `text` of `plot_board_values`."""
     record = board.play(games_square.numpy())
-    return torch.from_numpy(record.state), torch.from_numpy(record.legal)
+    state, legal = (torch.from_numpy(field).int() for field in (record.state, record.legal))
+    return state, legal, np.where(record.legal, "o", "").tolist()
 
 
 def plot_probe_outputs(

@@ -1,4 +1,4 @@
-"""The command `othello-gpt`: `report`, `verify`, `info`. Heavy imports wait until a command needs them."""
+"""The command `othello-gpt`: `report`, `verify`, `convert`, `info`. Heavy imports wait until a command needs them."""
 
 import argparse
 import sys
@@ -44,6 +44,20 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--filename", help="the file in a folder or repository")
     verify.set_defaults(run=_verify)
 
+    convert = commands.add_parser(
+        "convert",
+        help="a checkpoint of any layout as a folder of ours, or as TransformerLens's .pth",
+    )
+    convert.add_argument("source", help="file, folder or hub repository")
+    convert.add_argument(
+        "out", type=Path, help="a folder; or a file.pth in TransformerLens's layout"
+    )
+    convert.add_argument("--filename", help="the file in a folder or repository")
+    convert.add_argument(
+        "--fold", action="store_true", help="fold LayerNorm and centre the weights"
+    )
+    convert.set_defaults(run=_convert)
+
     info = commands.add_parser("info", help="versions and places, for bug reports")
     info.set_defaults(run=_info)
     return parser
@@ -86,6 +100,25 @@ def _verify(options: argparse.Namespace) -> int:
     report = verify_checkpoint(options.file, filename=options.filename)
     print(report)
     return 0 if report.ok else 1
+
+
+def _convert(options: argparse.Namespace) -> int:
+    import torch
+
+    from othello_gpt import OthelloGPT
+    from othello_gpt.weights import to_transformer_lens
+
+    if options.out.exists():
+        raise ValueError(f"'{options.out}' is there already: name another place.")
+    model = OthelloGPT.from_pretrained(options.source, filename=options.filename, fold=options.fold)
+    if options.out.suffix == ".pth":
+        partial = options.out.with_name(options.out.name + ".partial")
+        torch.save(to_transformer_lens(model), partial)
+        partial.replace(options.out)
+    else:
+        model.save_pretrained(options.out)
+    print(f"{options.out.resolve()}: {model.cfg}")
+    return 0
 
 
 def _info(options: argparse.Namespace) -> int:

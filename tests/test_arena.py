@@ -118,11 +118,14 @@ def test_scaling_a_coordinate_mirrors_erases_and_spares_the_rest():
 def test_boards_and_pictures(model, probe, focus):
     """States and legal moves of whole games; the probe's three boards."""
     squares, cache = focus
-    states, legal = arena.get_board_states_and_legal_moves(squares)
+    states, legal, marks = arena.get_board_states_and_legal_moves(squares)
     picture = arena.plot_probe_outputs(cache, probe, 4, 1, 20)
 
     assert states.shape == legal.shape == (4, 60, 8, 8)
-    assert torch.equal(states, torch.from_numpy(board.play(squares.numpy()).state))
+    assert torch.equal(states, torch.from_numpy(board.play(squares.numpy()).state).int())
+    assert (
+        arena.plot_board_values(states[0, 20], text=marks[0][20]).count(">o<") == legal[0, 20].sum()
+    )
     for name in ("P(empty)", "P(theirs)", "P(mine)"):
         assert name in picture
 

@@ -110,6 +110,22 @@ def test_the_commands_run(tmp_path, capsys):
     assert "no file and no folder here" in capsys.readouterr().err
 
 
+def test_a_checkpoint_converts_there_and_back(tmp_path, capsys):
+    """To TransformerLens's names and back to a folder of ours, bit by bit; what is there is not overwritten."""
+    theirs, ours = tmp_path / "tl.pth", tmp_path / "ours"
+    packaged = OthelloGPT.from_pretrained(fold=False)
+    packaged.save_pretrained(tmp_path / "packaged")
+
+    assert cli.main(["convert", str(tmp_path / "packaged"), str(theirs)]) == 0
+    assert cli.main(["convert", str(theirs), str(ours)]) == 0
+    returned = OthelloGPT.from_pretrained(ours, fold=False).state_dict()
+    assert all(torch.equal(returned[name], value) for name, value in packaged.state_dict().items())
+    assert "embed.W_E" in torch.load(theirs)
+    assert cli.main(["convert", str(theirs), str(ours)]) == 1
+    assert "is there already: name another place" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.partial"))
+
+
 def test_verify_passes_the_packaged_model_and_fails_an_untrained_one(tmp_path):
     """Facts are told, checks pass or fail, and the command's status follows."""
     good = verify_checkpoint(n_games=30)
