@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, fields
 from importlib import resources
 from pathlib import Path
@@ -381,7 +382,8 @@ def _from_hub(repo_id: str, filename: str, **hub) -> Path:
     try:
         path = Path(hf_hub_download(repo_id, filename, **hub))
         if filename == "model.safetensors":
-            hf_hub_download(repo_id, "config.json", **hub)
+            with suppress(errors.EntryNotFoundError):  # the tensors tell the sizes as well
+                hf_hub_download(repo_id, "config.json", **hub)
         return path
     except errors.RepositoryNotFoundError as error:
         advice = "check its name; a private one needs `token=`"

@@ -50,6 +50,13 @@ def test_a_repository_gives_its_model(model, options, filename):
     assert_same(OthelloGPT.from_pretrained(REPO, filename=filename, **options), model)
 
 
+def test_a_repository_needs_no_configuration(hub, model, options):
+    """The tensors tell the sizes; config.json only has to agree where there is one."""
+    del hub.repos[REPO]["config.json"]
+
+    assert_same(OthelloGPT.from_pretrained(REPO, **options), model)
+
+
 def test_a_pinned_commit_is_asked_for_once(hub, model, options):
     """The second time nothing leaves this machine, even with the hub gone."""
     for _ in range(2):
