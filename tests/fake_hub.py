@@ -10,11 +10,15 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class FakeHub:
-    """Files by repository; `cut` makes the server hang up in the middle of a body; `requests` is a log."""
+    """Files by repository. `requests` is a log.
+
+    `cut` makes the server hang up in the middle of a body; `spoilt` makes it send a body whose last byte is
+    not what the headers promise.
+    """
 
     def __init__(self) -> None:
         self.repos: dict[str, dict[str, bytes]] = {}
-        self.cut = False
+        self.cut = self.spoilt = False
         self.requests: list[str] = []
         self.url = ""
 
@@ -96,6 +100,8 @@ class FakeHub:
         request.send_header("ETag", f'"{hash(content) & 0xFFFFFFFF:08x}"')
         request.send_header("Content-Length", str(len(content)))
         request.end_headers()
+        if self.spoilt and content:
+            content = content[:-1] + bytes([content[-1] ^ 1])
         if body:
             request.wfile.write(content[: len(content) // 2] if self.cut else content)
         if body and self.cut:

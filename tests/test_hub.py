@@ -104,14 +104,13 @@ def test_a_cut_download_is_an_error_and_can_be_repeated(hub, model, options):
 
 def test_wrong_bytes_of_the_right_length_are_noticed_and_dropped(hub, model, options):
     """The client compares lengths only; the hash tells, and the next call downloads anew."""
-    right = hub.repos[REPO]["synthetic_model.pth"]
-    sha256 = hashlib.sha256(right).hexdigest()
-    hub.repos[REPO]["synthetic_model.pth"] = right[:-1] + bytes([right[-1] ^ 1])
+    sha256 = hashlib.sha256(hub.repos[REPO]["synthetic_model.pth"]).hexdigest()
     load = dict(filename="synthetic_model.pth", sha256=sha256, **options)
 
+    hub.spoilt = True
     with pytest.raises(WeightsError, match="It was removed from the cache: load again"):
         OthelloGPT.from_pretrained(REPO, **load)
-    hub.repos[REPO]["synthetic_model.pth"] = right
+    hub.spoilt = False
     assert_same(OthelloGPT.from_pretrained(REPO, **load), model)
 
 
