@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float, Shaped
@@ -13,6 +14,7 @@ Index = int | slice | Sequence[int] | Shaped[Tensor, " index"]
 Key = str | tuple  # a full name, or (name, layer, part) of which the last two may be missing
 
 Stack = Float[Tensor, "component *rest d_model"]
+Labelled = Any  # a Stack, or with `return_labels` a pair (Stack, list of labels)
 
 
 class ActivationCache(Mapping[str, Tensor]):
@@ -51,15 +53,15 @@ class ActivationCache(Mapping[str, Tensor]):
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in self.values()}
         return sum(storage.nbytes() for storage in storages.values())
 
-    def to(self, device: torch.device | str) -> "ActivationCache":
+    def to(self, device: torch.device | str) -> Self:
         """The same cache on another device."""
         return self._map(lambda name, activation: activation.to(device))
 
-    def detach(self) -> "ActivationCache":
+    def detach(self) -> Self:
         """The same values, cut from the graph that made them (for a cache kept with `detach=False`)."""
         return self._map(lambda name, activation: activation.detach())
 
-    def select(self, batch: Index = slice(None), pos: Index = slice(None)) -> "ActivationCache":
+    def select(self, batch: Index = slice(None), pos: Index = slice(None)) -> Self:
         """The cache of some games and some positions; every axis stays, so names and shapes keep their meaning.
 
         Args:
@@ -86,7 +88,7 @@ class ActivationCache(Mapping[str, Tensor]):
         self, name: str, layer: int | None = None, part: str | None = None
     ) -> Shaped[Tensor, "layer *rest"]:
         """One activation of every layer below `layer`, by default of all; `part` as in `get_act_name`."""
-        return torch.stack([self[name, i, part] for i in range(self._end_layer(layer))])
+        return torch.stack([self[name, i, part] for i in range(self.end_layer(layer))])
 
     def decompose_resid(
         self,
@@ -97,7 +99,7 @@ class ActivationCache(Mapping[str, Tensor]):
         pos_slice: Index | None = None,
         incl_embeds: bool = True,
         return_labels: bool = False,
-    ) -> Stack | tuple[Stack, list[str]]:
+    ) -> Labelled:
         """What was written to the stream that enters block `layer`, one writer after another.
 
         With mode "all" and embeddings it sums to `resid_pre` of the layer, with `mlp_input` to its
@@ -111,7 +113,7 @@ class ActivationCache(Mapping[str, Tensor]):
         """
         if mode not in ("all", "attn", "mlp"):
             raise ValueError(f"`mode` is '{mode}', but must be 'all', 'attn' or 'mlp'.")
-        end = self._end_layer(layer)
+        end = self.end_layer(layer)
         sites = [f"{part}_out" for part in ("attn", "mlp") if mode in ("all", part)]
         writes = {f"{i}_{site}": self[site, i] for i in range(end) for site in sites}
         if mlp_input and mode != "mlp":
@@ -128,7 +130,7 @@ class ActivationCache(Mapping[str, Tensor]):
         pos_slice: Index | None = None,
         mlp_input: bool = False,
         return_labels: bool = False,
-    ) -> Stack | tuple[Stack, list[str]]:
+    ) -> Labelled:
         """The stream that enters every block up to and with `layer`; `model.unembed` of it is the logit lens.
 
         Args:
@@ -138,7 +140,7 @@ class ActivationCache(Mapping[str, Tensor]):
             mlp_input: also between the attention and the MLP of block `layer`.
             return_labels: also the labels: "0_pre", "0_mid", "1_pre" ... "final_post".
         """
-        end = self._end_layer(layer)
+        end = self.end_layer(layer)
         streams: dict[str, Tensor] = {}
         for i in range(min(end + 1, self.n_layers)):
             streams[f"{i}_pre"] = self["resid_pre", i]
@@ -164,19 +166,25 @@ class ActivationCache(Mapping[str, Tensor]):
             stack: at the positions of `pos_slice`.
             layer: the LayerNorm before this block, with `mlp_input` before its MLP, for None the last.
         """
-        end = self._end_layer(layer)
-        ln = "ln2" if mlp_input else "ln1"
-        scale = self["scale"] if end == self.n_layers else self["scale", end, ln]
-        return (stack - stack.mean(-1, keepdim=True)) / _at_pos(scale, pos_slice)
+        return centred(stack) / at_pos(self.ln_scale(layer, mlp_input), pos_slice)
 
-    def _end_layer(self, layer: int | None) -> int:
+    def ln_scale(
+        self, layer: int | None = None, mlp_input: bool = False
+    ) -> Float[Tensor, "*pos 1"]:
+        """What the LayerNorm before block `layer` (its MLP, with `mlp_input`; for None the last) divided by."""
+        end = self.end_layer(layer)
+        if end == self.n_layers:
+            return self["scale"]
+        return self["scale", end, "ln2" if mlp_input else "ln1"]
+
+    def end_layer(self, layer: int | None) -> int:
         """The number of layers below: all for None and, as TransformerLens has it, for -1."""
         end = self.n_layers if layer in (None, -1) else layer
         if not 0 <= end <= self.n_layers:
             raise ValueError(f"`layer` is {layer}, but must be 0 to {self.n_layers}, None or -1.")
         return end
 
-    def _map(self, change) -> "ActivationCache":
+    def _map(self, change) -> Self:
         changed = copy.copy(self)
         changed._activations = {name: change(name, value) for name, value in self.items()}
         return changed
@@ -202,11 +210,15 @@ class ActivationCache(Mapping[str, Tensor]):
 def _stacked(
     parts: dict[str, Tensor], pos_slice: Index | None, return_labels: bool
 ) -> Tensor | tuple[Tensor, list[str]]:
-    stack = torch.stack([_at_pos(part, pos_slice) for part in parts.values()])
+    stack = torch.stack([at_pos(part, pos_slice) for part in parts.values()])
     return (stack, [*parts]) if return_labels else stack
 
 
-def _at_pos(stream: Float[Tensor, "*batch pos width"], pos: Index | None) -> Tensor:
+def centred(stack: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
+    return stack - stack.mean(-1, keepdim=True)
+
+
+def at_pos(stream: Float[Tensor, "*batch pos width"], pos: Index | None) -> Tensor:
     return stream if pos is None else stream[..., pos, :]
 
 

@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from othello_gpt.cache import ActivationCache, Index, take_pos
@@ -106,16 +106,13 @@ class Attention(Tapped):
         self.register_buffer("future", future, persistent=False)
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        n_pos, d_head = x.shape[1], self.W_Q.shape[-1]
         q = self.tap("hook_q", into_heads(x, self.W_Q, self.b_Q))
         k = self.tap("hook_k", into_heads(x, self.W_K, self.b_K))
         v = self.tap("hook_v", into_heads(x, self.W_V, self.b_V))  # [batch, pos, head, d_head]
 
-        attn_scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / d_head**0.5
-        attn_scores = attn_scores.masked_fill(self.future[:n_pos, :n_pos], -torch.inf)
-        attn_scores = self.tap("hook_attn_scores", attn_scores)
+        attn_scores = self.tap("hook_attn_scores", attention_scores(q, k, self.future))
         pattern = self.tap("hook_pattern", attn_scores.softmax(-1))  # rows sum to 1
-        z = self.tap("hook_z", torch.einsum("bhqk,bkhd->bqhd", pattern, v))
+        z = self.tap("hook_z", gathered_values(pattern, v))
 
         if self.is_hooked("hook_result"):
             result = torch.einsum("bphd,hdm->bphm", z, self.W_O)  # each head's own write
@@ -135,6 +132,25 @@ def into_heads(
 ) -> Float[Tensor, "*batch head d_head"]:
     """What each head reads: `x @ W[head] + b[head]` for all heads in one multiplication."""
     return F.linear(x, W.transpose(0, 1).flatten(1).T, b.flatten()).unflatten(-1, b.shape)
+
+
+def attention_scores(
+    q: Float[Tensor, "*batch query_pos head d_head"],
+    k: Float[Tensor, "*batch key_pos head d_head"],
+    future: Bool[Tensor, "n_ctx n_ctx"],
+) -> Float[Tensor, "*batch head query_pos key_pos"]:
+    """How much each query asks for each key, -inf where the key comes later. The queries are the last positions."""
+    n_query, n_key, d_head = q.shape[-3], k.shape[-3], k.shape[-1]
+    scores = torch.einsum("...qhd,...khd->...hqk", q, k) / d_head**0.5
+    return scores.masked_fill(future[n_key - n_query : n_key, :n_key], -torch.inf)
+
+
+def gathered_values(
+    pattern: Float[Tensor, "*batch head query_pos key_pos"],
+    v: Float[Tensor, "*batch key_pos head d_head"],
+) -> Float[Tensor, "*batch query_pos head d_head"]:
+    """z: the mean of the values that each head sees, weighted by its pattern."""
+    return torch.einsum("...hqk,...khd->...qhd", pattern, v)
 
 
 def from_heads(
