@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -53,15 +53,15 @@ class ActivationCache(Mapping[str, Tensor]):
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in self.values()}
         return sum(storage.nbytes() for storage in storages.values())
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "ActivationCache":
         """The same cache on another device."""
         return self._map(lambda name, activation: activation.to(device))
 
-    def detach(self) -> Self:
+    def detach(self) -> "ActivationCache":
         """The same values, cut from the graph that made them (for a cache kept with `detach=False`)."""
         return self._map(lambda name, activation: activation.detach())
 
-    def select(self, batch: Index = slice(None), pos: Index = slice(None)) -> Self:
+    def select(self, batch: Index = slice(None), pos: Index = slice(None)) -> "ActivationCache":
         """The cache of some games and some positions; every axis stays, so names and shapes keep their meaning.
 
         Args:
@@ -184,7 +184,7 @@ class ActivationCache(Mapping[str, Tensor]):
             raise ValueError(f"`layer` is {layer}, but must be 0 to {self.n_layers}, None or -1.")
         return end
 
-    def _map(self, change) -> Self:
+    def _map(self, change):
         changed = copy.copy(self)
         changed._activations = {name: change(name, value) for name, value in self.items()}
         return changed

@@ -135,10 +135,10 @@ def into_heads(
 
 
 def attention_scores(
-    q: Float[Tensor, "*batch query_pos head d_head"],
-    k: Float[Tensor, "*batch key_pos head d_head"],
+    q: Float[Tensor, "*#batch query_pos head d_head"],
+    k: Float[Tensor, "*#batch key_pos head d_head"],
     future: Bool[Tensor, "n_ctx n_ctx"],
-) -> Float[Tensor, "*batch head query_pos key_pos"]:
+) -> Float[Tensor, "*#batch head query_pos key_pos"]:
     """How much each query asks for each key, -inf where the key comes later. The queries are the last positions."""
     n_query, n_key, d_head = q.shape[-3], k.shape[-3], k.shape[-1]
     scores = torch.einsum("...qhd,...khd->...hqk", q, k) / d_head**0.5
@@ -146,9 +146,9 @@ def attention_scores(
 
 
 def gathered_values(
-    pattern: Float[Tensor, "*batch head query_pos key_pos"],
-    v: Float[Tensor, "*batch key_pos head d_head"],
-) -> Float[Tensor, "*batch query_pos head d_head"]:
+    pattern: Float[Tensor, "*#batch head query_pos key_pos"],
+    v: Float[Tensor, "*#batch key_pos head d_head"],
+) -> Float[Tensor, "*#batch query_pos head d_head"]:
     """z: the mean of the values that each head sees, weighted by its pattern."""
     return torch.einsum("...hqk,...khd->...qhd", pattern, v)
 
@@ -311,7 +311,8 @@ class OthelloGPT(Tapped):
                 `ActivationCache.select`, one position keeps its axis.
             grad_of: a function of the logits that gives one number. Its gradient at every kept site is kept
                 too, as `<name>_grad`; as always with `.backward()`, parameters gather theirs in `.grad`.
-            detach: False keeps activations in the autograd graph, to take gradients with respect to them.
+            detach: False keeps the activations of the autograd graph themselves, to take gradients with
+                respect to them; a later hook that edits in place then changes what was kept.
             options: those of the model itself. Sites that do not run are not kept.
         """
         if names_filter is None:
@@ -321,10 +322,11 @@ class OthelloGPT(Tapped):
         kept: dict[str, Tensor] = {}
 
         def keep(activation: Tensor, *, hook: HookPoint) -> None:
-            activation = activation.detach() if detach else activation
             if pos_slice is not None:
                 activation = take_pos(hook.name, activation, pos_slice)
-            kept[hook.name] = activation.clone() if copied else activation
+            if detach:
+                activation = activation.detach().clone() if copied else activation.detach()
+            kept[hook.name] = activation
 
         def keep_grad(grad: Tensor, *, hook: HookPoint) -> None:
             grad = grad if pos_slice is None else take_pos(hook.name, grad, pos_slice).clone()

@@ -1,7 +1,7 @@
 """The activation cache with TransformerLens's methods: it knows its model, and stacks what the weights write."""
 
 import warnings
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -43,7 +43,7 @@ class ActivationCache(cache.ActivationCache):
     def cache_dict(self) -> dict[str, Tensor]:
         return self._activations
 
-    def remove_batch_dim(self) -> Self:
+    def remove_batch_dim(self) -> "ActivationCache":
         """The cache itself, of one game, now without the batch axis.
 
         Raises:
@@ -60,7 +60,7 @@ class ActivationCache(cache.ActivationCache):
             self.has_batch_dim = False
         return self
 
-    def apply_slice_to_batch_dim(self, batch_slice: Slice) -> Self:
+    def apply_slice_to_batch_dim(self, batch_slice: Slice) -> "ActivationCache":
         """The cache of some games; of a single one, without the batch axis."""
         if not self.has_batch_dim:
             raise ValueError("the cache has no batch axis to slice.")
@@ -69,7 +69,7 @@ class ActivationCache(cache.ActivationCache):
         chosen.has_batch_dim = not isinstance(games, int)
         return chosen
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "ActivationCache":
         """The cache itself, moved to another device."""
         self._activations = {name: activation.to(device) for name, activation in self.items()}
         return self
@@ -150,7 +150,7 @@ class ActivationCache(cache.ActivationCache):
         pos_slice: Slice = None,
         batch_slice: Slice = None,
         has_batch_dim: bool = True,
-    ) -> Float[Tensor, "component *rest"]:
+    ) -> Float[Tensor, "component *kept"]:
         """What each part of the stream adds to the logit of `tokens`, less that of `incorrect_tokens`.
 
         The parts of the whole stream sum to the logit, less the constant `ln_final.b @ W_U + b_U`.

@@ -435,7 +435,7 @@ class HookedTransformer(OthelloGPT):
 
     def tokens_to_residual_directions(
         self, tokens: int | Int[Tensor, "*batch"]
-    ) -> Float[Tensor, "*batch d_model"]:
+    ) -> Float[Tensor, "*kept d_model"]:
         """The columns of W_U; of a single token without a batch axis."""
         tokens = torch.as_tensor(tokens, device=self.device)
         return self.W_U.T[tokens.reshape(()) if tokens.numel() == 1 else tokens]

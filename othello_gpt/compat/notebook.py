@@ -23,7 +23,7 @@ def to_numpy(values: Any) -> np.ndarray:
 
 
 def download_file_from_hf(
-    repo_name: str,
+    repo_name: str | Path,
     file_name: str,
     subfolder: str = ".",
     cache_dir: str | Path | None = None,

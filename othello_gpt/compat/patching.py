@@ -214,7 +214,8 @@ class _Rows:
         """What attention writes to every row, which sees the corrupted run's positions before its first change."""
         if not len(self.stream):
             return self.stream
-        attn, x, where = block.attn, block.ln1(self.stream), self.where
+        attn, x = block.attn, block.ln1(self.stream)
+        where = self.where[self.where.flatten(1).any(1)]  # of the patches that have joined
         n_patches, first = len(where), int(where.any(0).any(0).nonzero()[0])
         q = self.run["q", layer][:, first:].repeat(n_patches, 1, 1, 1, 1)
         k = self.run["k", layer].repeat(n_patches, 1, 1, 1, 1)
