@@ -206,6 +206,10 @@ def test_weights_load_under_every_name_into_a_model_of_their_size():
     assert torch.equal(twin(TOKENS), model(TOKENS))
     shipped = HookedTransformer.from_pretrained()
     assert torch.equal(shipped(TOKENS), OthelloGPT.from_pretrained()(TOKENS))
+    with pytest.raises(WeightsError, match="'LNPre', folded"):
+        HookedTransformer(SIZES | dict(normalization_type="LNPre")).load_and_process_state_dict(
+            theirs, fold_ln=False
+        )
     raw = HookedTransformer.from_pretrained(fold_ln=False, center_writing_weights=False)
     assert raw.cfg.normalization_type == "LN"
     with pytest.raises(WeightsError, match="`n_layers` is 2, not 8.*`d_model` is 8, not 256"):
@@ -227,6 +231,8 @@ def test_a_loaded_model_can_be_saved_copied_and_cast(tmp_path):
 
     loaded = HookedTransformer.from_pretrained(tmp_path, fold_ln=False, dtype=torch.float64)
     assert loaded.cfg.dtype == torch.float64
+    other = HookedTransformer(model.cfg).float()
+    assert (model.cfg.dtype, other.cfg.dtype) == (torch.float64, torch.float32)
     for each in (copy.deepcopy(model), unpickled):
         assert torch.equal(each(TOKENS), model(TOKENS))
         assert each.cfg.device == torch.device("cpu")

@@ -28,10 +28,10 @@ SETTERS = {
 }
 
 
-def metric(logits: torch.Tensor) -> torch.Tensor:
+def metric(logits: torch.Tensor) -> float:
     """Weighs every game, position and token, so that no change goes unseen."""
     weights = torch.arange(logits.numel()).sin().to(logits.dtype).view_as(logits)
-    return (logits.log_softmax(-1) * weights).sum()
+    return (logits.log_softmax(-1) * weights).sum().item()
 
 
 @st.composite
@@ -146,11 +146,10 @@ def test_hooks_of_the_model_and_other_sites_are_honoured():
     assert not torch.allclose(without_mlp, plain)
     handle.remove()
 
-    normalized = patching.generic_activation_patch(
+    all_neurons = patching.generic_activation_patch(
         *run, patching.layer_pos_patch_setter, "post", ("layer", "pos")
     )
-    through_mlp = patching.get_act_patch_mlp_out(*run)
-    assert torch.allclose(normalized, through_mlp, rtol=0, atol=1e-10)
+    assert torch.allclose(all_neurons, patching.get_act_patch_mlp_out(*run), rtol=0, atol=1e-10)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -158,6 +157,7 @@ def test_hooks_of_the_model_and_other_sites_are_honoured():
     ("options", "message"),
     [
         (dict(), "either `index_axis_names` or `index_df`"),
+        (dict(index_df=[[0, 1], [2, 1]]), r"index \(2, 1\) begins with layer 2.*0 to 1"),
         (dict(index_axis_names=("layer", "row")), "no axis 'row'. Axes are layer"),
         (dict(index_axis_names=("layer", "pos"), clean=[[20, 19]]), r"\(1, 2, 8\).*\(1, 3, 8\)"),
     ],

@@ -64,7 +64,7 @@ class ActivationCache(cache.ActivationCache):
         """The cache of some games; of a single one, without the batch axis."""
         if not self.has_batch_dim:
             raise ValueError("the cache has no batch axis to slice.")
-        games = _index(batch_slice)
+        games = slice(None) if batch_slice is None else as_index(batch_slice)
         chosen = self._map(lambda name, activation: activation[games])
         chosen.has_batch_dim = not isinstance(games, int)
         return chosen
@@ -85,7 +85,7 @@ class ActivationCache(cache.ActivationCache):
         return_labels: bool = False,
     ) -> Labelled:
         """What was written to the stream that enters `layer`, one writer after another."""
-        pos = _index(pos_slice)
+        pos = as_index(pos_slice)
         stack, labels = super().decompose_resid(
             layer, mlp_input, mode, pos_slice=pos, incl_embeds=incl_embeds, return_labels=True
         )
@@ -107,7 +107,7 @@ class ActivationCache(cache.ActivationCache):
         With `apply_ln` at the end of the model it is the logit lens, so each row goes through the final
         LayerNorm anew, weight and bias included.
         """
-        pos = _index(pos_slice)
+        pos = as_index(pos_slice)
         stack, labels = super().accumulated_resid(
             layer, incl_mid, pos_slice=pos, mlp_input=mlp_input, return_labels=True
         )
@@ -132,12 +132,12 @@ class ActivationCache(cache.ActivationCache):
             batch_slice: games to take, of the stack (unless `has_batch_dim` is False) and of the scale.
             recompute_ln: at the end of the model, put each row through the final LayerNorm by itself.
         """
-        games = _index(batch_slice)
+        games = as_index(batch_slice)
         if games is not None and has_batch_dim:
             residual_stack = residual_stack[:, games]
         if recompute_ln and self.end_layer(layer) == self.n_layers:
             return self.model.ln_final(residual_stack)
-        scale = at_pos(self.ln_scale(layer, mlp_input), _index(pos_slice))
+        scale = at_pos(self.ln_scale(layer, mlp_input), as_index(pos_slice))
         if games is not None and self.has_batch_dim:
             scale = scale[games]
         return centred(residual_stack) / scale
@@ -200,7 +200,7 @@ class ActivationCache(cache.ActivationCache):
         apply_ln: bool = False,
     ) -> Labelled:
         """What each head below `layer` wrote, "L0H0", "L0H1" ...; with the rest of the stream as "remainder"."""
-        end, pos = self.end_layer(layer), _index(pos_slice)
+        end, pos = self.end_layer(layer), as_index(pos_slice)
         stream = self._stream(end, pos)
         stack = torch.cat(
             [stream.new_empty(0, *stream.shape)]
@@ -221,8 +221,10 @@ class ActivationCache(cache.ActivationCache):
         project_output_onto: Tensor | None = None,
     ) -> Float[Tensor, "*pos neuron out"] | Float[Tensor, "*pos neuron"]:
         """What each neuron of a layer wrote, or its dot product with each column of `project_output_onto`."""
-        writes = self._neuron_writes(layer, _index(neuron_slice), _projection(project_output_onto))
-        post = self._neuron_acts(layer, _index(neuron_slice), _index(pos_slice))
+        writes = self._neuron_writes(
+            layer, as_index(neuron_slice), _projection(project_output_onto)
+        )
+        post = self._neuron_acts(layer, as_index(neuron_slice), as_index(pos_slice))
         return _unprojected(post[..., None] * writes, project_output_onto)
 
     def stack_neuron_results(
@@ -241,7 +243,7 @@ class ActivationCache(cache.ActivationCache):
             project_output_onto: [d_model] or [d_model out]: only the dot products with these directions,
                 made without ever making what the neurons wrote, which is 2048 times larger than the stream.
         """
-        end, pos, neurons = self.end_layer(layer), _index(pos_slice), _index(neuron_slice)
+        end, pos, neurons = self.end_layer(layer), as_index(pos_slice), as_index(neuron_slice)
         onto = _projection(project_output_onto)
         stack = self._neuron_stack(end, neurons, pos, onto, apply_ln, mlp_input=False)
         labels = self._neuron_labels(end, neurons)
@@ -267,7 +269,7 @@ class ActivationCache(cache.ActivationCache):
 
         Unlike TransformerLens, projected neurons at an MLP's input are divided by `ln2`'s scale, not `ln1`'s.
         """
-        end, pos = self.end_layer(layer), _index(pos_slice)
+        end, pos = self.end_layer(layer), as_index(pos_slice)
         onto = _projection(project_output_onto)
 
         def finished(stack: Tensor) -> Tensor:
@@ -337,7 +339,7 @@ class ActivationCache(cache.ActivationCache):
         return [f"L{layer}N{number}" for layer in range(end) for number in numbers]
 
 
-def _index(chosen: Any) -> Slice:
+def as_index(chosen: Any) -> Slice:
     """An index of torch from a slice of TransformerLens, where a tuple is (start, stop, step)."""
     if isinstance(chosen, tuple):
         return slice(*chosen)

@@ -1,5 +1,6 @@
 """HookedTransformer and its configuration: OthelloGPT under TransformerLens's names and arguments."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -12,9 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from othello_gpt import weights as folding
-from othello_gpt.compat.cache import ActivationCache, _index
+from othello_gpt.compat.cache import ActivationCache, as_index
 from othello_gpt.compat.factored import FactoredMatrix, composition_scores
-from othello_gpt.hooks import HookPoint, SiteFilter
+from othello_gpt.hooks import HookFn, HookHandle, HookPoint, SiteFilter
 from othello_gpt.model import GPTConfig, Hooks, OthelloGPT
 from othello_gpt.weights import WeightsError, convert
 
@@ -48,6 +49,8 @@ _INSTEAD = {  # methods of TransformerLens that have no meaning here, and what h
     "set_use_split_qkv_input": "a hook on `ln1.hook_normalized`, which q, k and v share",
     "set_use_attn_in": "a hook on `ln1.hook_normalized`, which q, k and v share",
     "set_use_hook_mlp_in": "a hook on `ln2.hook_normalized`",
+    "get_caching_hooks": "`run_with_cache`, or `hooks` and a function that keeps what it sees",
+    "add_caching_hooks": "`run_with_cache`, or `hooks` and a function that keeps what it sees",
     "refactor_factored_attn_matrices": "`model.QK` and `model.OV`, which no choice of basis changes",
 }
 _FOR_OTHERS = "For other architectures: `pip install 'transformer_lens<4'`."
@@ -119,7 +122,8 @@ class HookedTransformer(OthelloGPT):
 
     Unlike TransformerLens, a name or predicate that fits no site is an error, filters may be sets and
     tuples, a hook's replacement must have the activation's shape, `add_hook` returns a handle, `ln1` is
-    called once a block so that its gradient is the whole one, and weights are processed in float64.
+    called once a block so that its gradient is the whole one, and weights are processed in float64. `embed`
+    and `unembed` are OthelloGPT's: steps of the model, which count positions and the final LayerNorm.
 
     Args:
         cfg: a HookedTransformerConfig or its fields as a dictionary.
@@ -134,7 +138,9 @@ class HookedTransformer(OthelloGPT):
     cfg: HookedTransformerConfig
 
     def __init__(self, cfg: GPTConfig | Mapping[str, Any], **ignored: Any) -> None:
-        if not isinstance(cfg, HookedTransformerConfig):
+        if isinstance(cfg, HookedTransformerConfig):
+            cfg = copy.copy(cfg)  # folding and moving one model change nothing of another
+        else:
             cfg = HookedTransformerConfig(**(asdict(cfg) if isinstance(cfg, GPTConfig) else cfg))
         if cfg.seed is not None:
             torch.manual_seed(cfg.seed)
@@ -251,6 +257,7 @@ class HookedTransformer(OthelloGPT):
             pos_slice: a position (which keeps its axis), a tuple (start, stop), or a list of positions.
             fwd_hooks: hooks for this run; what they make of an activation is what is kept.
             return_cache_object: False gives a plain dictionary.
+            reset_hooks_end: without effect, as these hooks never outlive the run.
         """
         if names_filter is None and self.cfg.use_attn_result:
             names_filter = self.hook_names
@@ -258,7 +265,7 @@ class HookedTransformer(OthelloGPT):
             input,
             names_filter,
             fwd_hooks=fwd_hooks,
-            pos_slice=_index(pos_slice),
+            pos_slice=as_index(pos_slice),
             grad_of=_one_number if incl_bwd else None,
             return_type=return_type,
             **options,
@@ -271,6 +278,10 @@ class HookedTransformer(OthelloGPT):
         if clear_contexts:
             self.registry.points.clear()
         return output, cache if return_cache_object else cache.cache_dict
+
+    def add_perma_hook(self, name: SiteFilter, hook: HookFn, dir: str = "fwd") -> HookHandle:
+        """As `add_hook`, permanent."""
+        return self.add_hook(name, hook, dir, is_permanent=True)
 
     @property
     def hook_dict(self) -> dict[str, HookPoint]:
@@ -361,8 +372,8 @@ class HookedTransformer(OthelloGPT):
         }
         for step in (step for step, wanted in steps.items() if wanted):
             weights = step(weights)
-        super().load_state_dict(weights)
-        self._mark_folded(fold_ln)
+        self.load_state_dict(weights)
+        self._mark_folded(fold_ln or self.cfg.normalization_type == "LNPre")
 
     def process_weights_(
         self,

@@ -31,10 +31,8 @@ from othello_gpt.model import (
 Metric = Callable[[Float[Tensor, "batch pos d_vocab"]], Any]
 PatchSetter = Callable[[Tensor, Sequence[int], Tensor], Tensor]
 
-_BY_QUERY = (
-    "attn_scores",
-    "pattern",
-)  # [batch head query_pos key_pos]; other sites [batch pos ...]
+# Sites that are [batch head query_pos key_pos]; all others are [batch pos ...].
+_BY_QUERY = ("attn_scores", "pattern")
 _FAST_SITES = (
     *("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"),
     *("q", "k", "v", "attn_scores", "pattern", "z"),
@@ -71,7 +69,7 @@ def generic_activation_patch(
             scores, patterns or outputs of heads.
 
     Returns:
-        With `index_axis_names` a tensor with these axes, else [index]; in the dtype of the metric.
+        With `index_axis_names` a tensor with these axes, else [index]; in the dtype of the logits.
 
     Source: TransformerLens 3.9, `patching.generic_activation_patch`.
     """
@@ -86,11 +84,10 @@ def generic_activation_patch(
     run = _replayed if fast else _looped
     with torch.no_grad():
         effects = [
-            torch.as_tensor(patching_metric(logits)).reshape(())
+            torch.as_tensor(patching_metric(logits), dtype=logits.dtype).reshape(())
             for logits in run(model, corrupted_tokens, patches)
         ]
-        results = torch.stack(effects)
-    results = results[torch.argsort(torch.tensor(order))].reshape(shape)
+    results = torch.stack(effects)[torch.argsort(torch.tensor(order))].reshape(shape)
     if not return_index_df:
         return results
     import pandas as pd  # pyright: ignore[reportMissingImports]
@@ -102,10 +99,14 @@ def _indices(
     model: OthelloGPT, tokens: Tensor, axes: Sequence[str] | None, rows: Any
 ) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
     """The shape of the results, and the indices in their order."""
+    cfg, n_pos = model.cfg, tokens.shape[-1]
     if axes is None:
         indices = [tuple(map(int, row)) for row in getattr(rows, "values", rows)]
+        if wrong := [index for index in indices if not 0 <= index[0] < cfg.n_layers]:
+            raise ValueError(
+                f"index {wrong[0]} begins with layer {wrong[0][0]}, but layers are 0 to {cfg.n_layers - 1}."
+            )
         return (len(indices),), indices
-    cfg, n_pos = model.cfg, tokens.shape[-1]
     sizes = {"layer": cfg.n_layers, "head": cfg.n_heads, "head_index": cfg.n_heads}
     sizes |= dict.fromkeys(("pos", "src_pos", "dest_pos"), n_pos)
     if unknown := [axis for axis in axes if axis not in sizes]:
