@@ -215,10 +215,12 @@ def _stacked(
 
 
 def centred(stack: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
+    """Without its mean over d_model, as every LayerNorm begins."""
     return stack - stack.mean(-1, keepdim=True)
 
 
 def at_pos(stream: Float[Tensor, "*batch pos width"], pos: Index | None) -> Tensor:
+    """Some positions of a stream, all for None; a single one drops its axis."""
     return stream if pos is None else stream[..., pos, :]
 
 

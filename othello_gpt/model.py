@@ -325,7 +325,9 @@ class OthelloGPT(Tapped):
             if pos_slice is not None:
                 activation = take_pos(hook.name, activation, pos_slice)
             if detach:
-                activation = activation.detach().clone() if copied else activation.detach()
+                activation = activation.detach()
+                copied = others_may_write or pos_slice is not None
+                activation = activation.clone() if copied else activation
             kept[hook.name] = activation
 
         def keep_grad(grad: Tensor, *, hook: HookPoint) -> None:
@@ -333,9 +335,7 @@ class OthelloGPT(Tapped):
             kept[f"{hook.name}_grad"] = grad
 
         with self.hooks(fwd_hooks):
-            copied = pos_slice is not None or bool(
-                self.registry.hooks
-            )  # other hooks may write later
+            others_may_write = bool(self.registry.hooks)
             keepers = [Hook(keep)] + [Hook(keep_grad, backward=True)] * (grad_of is not None)
             with self.registry.attached((site, hook) for site in sites for hook in keepers):
                 logits = self(tokens, **options)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from compat_models import FOLD_ONLY, hooked, reference, reference_hooked
+from fake_hub import serving
 from hypothesis import given
 from hypothesis import strategies as st
 from model_strategies import models, random_model, token_batches
@@ -218,6 +219,29 @@ def test_weights_load_under_every_name_into_a_model_of_their_size():
         HookedTransformer(SIZES | dict(normalization_type="LNPre")).load_state_dict(theirs)
     with pytest.raises(WeightsError, match="no token embedding"):
         model.load_state_dict({"weight": torch.ones(1)}, strict=False)
+
+
+def test_published_files_come_from_the_hub_under_transformer_lens_s_names(tmp_path):
+    """`download_file_from_hf`, and "othello-gpt", which is a file of another repository; raw or folded."""
+    model, file = small(), io.BytesIO()
+    torch.save(to_transformer_lens(model), file)
+    repos = {
+        "NeelNanda/Othello-GPT-Transformer-Lens": {"synthetic_model.pth": file.getvalue()},
+        "Baidicoot/Othello-GPT-Transformer-Lens": {"final.pth": file.getvalue()},
+    }
+    with serving(repos) as hub:
+        source = dict(endpoint=hub.url, cache_dir=tmp_path)
+        stored = utils.download_file_from_hf(
+            "NeelNanda/Othello-GPT-Transformer-Lens", "synthetic_model.pth", **source
+        )
+        options = dict(dtype=torch.float64, n_heads=2, **source)
+        raw = HookedTransformer.from_pretrained_no_processing("othello-gpt", **options)
+        folded = HookedTransformer.from_pretrained("othello-gpt", **options)
+    assert torch.equal(stored["unembed.W_U"], model.W_U)
+    assert torch.equal(raw(TOKENS), model(TOKENS))
+    assert not torch.allclose(folded.W_U, model.W_U)
+    log_probs = [each(TOKENS).log_softmax(-1) for each in (folded, model)]
+    assert torch.allclose(*log_probs, rtol=0, atol=1e-11)
 
 
 def test_a_loaded_model_can_be_saved_copied_and_cast(tmp_path):

@@ -41,6 +41,7 @@ class ActivationCache(cache.ActivationCache):
 
     @property
     def cache_dict(self) -> dict[str, Tensor]:
+        """The activations by full name, as the plain dictionary in which the cache keeps them."""
         return self._activations
 
     def remove_batch_dim(self) -> "ActivationCache":

@@ -37,6 +37,7 @@ class FactoredMatrix:
 
     @property
     def pair(self) -> tuple[Tensor, Tensor]:
+        """Both factors."""
         return self.A, self.B
 
     @property
@@ -53,6 +54,7 @@ class FactoredMatrix:
 
     @property
     def T(self) -> "FactoredMatrix":
+        """Transposed, leading axes as they are."""
         return FactoredMatrix(self.B.mT, self.A.mT)
 
     def __matmul__(self, other: Any) -> Any:
@@ -94,6 +96,7 @@ class FactoredMatrix:
         return FactoredMatrix(A, B)
 
     def unsqueeze(self, axis: int) -> "FactoredMatrix":
+        """With another leading axis."""
         return FactoredMatrix(self.A.unsqueeze(axis), self.B.unsqueeze(axis))
 
     @cached_property
@@ -109,14 +112,17 @@ class FactoredMatrix:
 
     @property
     def U(self) -> Float[Tensor, "*lead ldim k"]:
+        """Left singular vectors."""
         return self._svd[0]
 
     @property
     def S(self) -> Float[Tensor, "*lead k"]:
+        """Singular values, largest first."""
         return self._svd[1]
 
     @property
     def V(self) -> Float[Tensor, "*lead rdim k"]:
+        """Right singular vectors, as columns."""
         return self._svd[2]
 
     @property
@@ -135,11 +141,11 @@ class FactoredMatrix:
         return self.S.square().sum(-1).sqrt()
 
     def collapse_l(self) -> Float[Tensor, "*lead k rdim"]:
-        """A matrix of the same norm under any product from the left by a rotation: diag(S) @ V.mT."""
+        """diag(S) @ V.mT: the matrix without U, so that norms of `matrix @ x` stay."""
         return self.S[..., :, None] * self.V.mT
 
     def collapse_r(self) -> Float[Tensor, "*lead ldim k"]:
-        """U @ diag(S)."""
+        """U @ diag(S): the matrix without V, so that norms of `x @ matrix` stay."""
         return self.U * self.S[..., None, :]
 
     def make_even(self) -> "FactoredMatrix":

@@ -320,6 +320,14 @@ class HookedTransformer(OthelloGPT):
         )
         return model.to(dtype)
 
+    @classmethod
+    def from_pretrained_no_processing(
+        cls, model_name: str | Path | None = None, **options: Any
+    ) -> "HookedTransformer":
+        """The same with the weights as they are stored."""
+        steps = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
+        return cls.from_pretrained(model_name, **dict.fromkeys(steps, False), **options)
+
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
