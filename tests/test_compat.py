@@ -333,6 +333,7 @@ def test_other_architectures_are_refused(setting, message):
         (lambda m: m(TOKENS, attention_mask=TOKENS), TypeError, "attention_mask"),
         (lambda m: m(m(TOKENS, stop_at_layer=1), "loss", start_at_layer=1), ValueError, "tokens="),
         (lambda m: m.run_with_cache(TOKENS, incl_bwd=True), ValueError, "return_type='loss'"),
+        (lambda m: compat.hook_points.HookedRootModule(), TypeError, "hooks.Tapped"),
         (lambda m: compat.HookedEncoder, AttributeError, "no 'HookedEncoder'.*transformer_lens<4"),
     ],
 )
@@ -384,7 +385,7 @@ assert not [name for name in sys.modules if name.startswith("othello_gpt.compat"
 import othello_gpt.compat.utils as utils
 import othello_gpt.compat.patching as patching
 from othello_gpt.compat import ActivationCache, FactoredMatrix, HookedTransformer, HookedTransformerConfig
-from othello_gpt.compat.hook_points import HookPoint
+from othello_gpt.compat.hook_points import HookedRootModule, HookPoint
 from othello_gpt.compat.utils import get_act_name, to_numpy
 """
     subprocess.run([sys.executable, "-c", lines], check=True)

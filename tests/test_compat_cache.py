@@ -172,7 +172,8 @@ def test_head_results_are_what_the_head_site_holds(model, tokens):
     model = hooked(model)
     _, cache = model.run_with_cache(tokens)
     _, results = model.run_with_cache(tokens, names_filter=lambda name: "hook_result" in name)
-    stack = cache.stack_head_results()
+    _, only_z = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_z"))
+    stack = only_z.stack_head_results()
     cache.compute_head_results()
 
     for layer in range(model.cfg.n_layers):

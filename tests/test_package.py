@@ -26,6 +26,7 @@ ORDER = [
     "othello_gpt.model",
     "othello_gpt.weights",
     "othello_gpt",
+    "othello_gpt.compat.hook_points",
     "othello_gpt.compat.factored",
     "othello_gpt.compat.cache",
     "othello_gpt.compat.model",

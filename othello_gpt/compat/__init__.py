@@ -14,13 +14,12 @@ silent, the difference stands in the docstring of the class or function, under "
 import sys
 from typing import NoReturn
 
-import othello_gpt.hooks as hook_points
+from othello_gpt.compat import hook_points, patching
 from othello_gpt.compat import notebook as utils
-from othello_gpt.compat import patching
 from othello_gpt.compat.cache import ActivationCache
 from othello_gpt.compat.factored import FactoredMatrix
+from othello_gpt.compat.hook_points import HookPoint
 from othello_gpt.compat.model import HookedTransformer, HookedTransformerConfig
-from othello_gpt.hooks import HookPoint
 
 __all__ = [
     "ActivationCache",
@@ -35,7 +34,6 @@ __all__ = [
 
 # `import othello_gpt.compat.utils as utils` is a line of many notebooks, and no name for a file.
 sys.modules[f"{__name__}.utils"] = utils
-sys.modules[f"{__name__}.hook_points"] = hook_points
 
 
 def __getattr__(name: str) -> NoReturn:

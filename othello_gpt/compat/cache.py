@@ -160,7 +160,7 @@ class ActivationCache(cache.ActivationCache):
 
         Args:
             residual_stack: [component batch pos d_model], at the positions of `pos_slice`.
-            tokens: one, or one a game, or one a game and position.
+            tokens: one; or one a game, for a stack of one position; or one a game and position.
             pos_slice: the positions of the stack.
             batch_slice: games to take of the stack.
         """
@@ -202,14 +202,11 @@ class ActivationCache(cache.ActivationCache):
     ) -> Labelled:
         """What each head below `layer` wrote, "L0H0", "L0H1" ...; with the rest of the stream as "remainder"."""
         end, pos = self.end_layer(layer), as_index(pos_slice)
-        stream = self._stream(end, pos)
-        stack = torch.cat(
-            [stream.new_empty(0, *stream.shape)]
-            + [self._head_writes(i, pos).movedim(-2, 0) for i in range(end)]
-        )
+        heads = [self._head_writes(i, pos).movedim(-2, 0) for i in range(end)]
+        stack = self._joined(heads, pos, self.model.cfg.d_model)
         labels = self.model.all_head_labels()[: len(stack)]
         if incl_remainder:
-            stack, labels = _with_remainder(stack, labels, stream)
+            stack, labels = _with_remainder(stack, labels, self._stream(end, pos))
         if apply_ln:
             stack = self.apply_ln_to_stack(stack, layer, pos_slice=pos)
         return (stack, labels) if return_labels else stack
@@ -242,7 +239,7 @@ class ActivationCache(cache.ActivationCache):
 
         Args:
             project_output_onto: [d_model] or [d_model out]: only the dot products with these directions,
-                made without ever making what the neurons wrote, which is 2048 times larger than the stream.
+                made without ever making what the neurons wrote, which is d_mlp streams a layer.
         """
         end, pos, neurons = self.end_layer(layer), as_index(pos_slice), as_index(neuron_slice)
         onto = _projection(project_output_onto)
@@ -324,16 +321,23 @@ class ActivationCache(cache.ActivationCache):
         mlp_input: bool,
     ) -> Float[Tensor, "neuron *pos out"]:
         """LayerNorm with its scale held is linear, so it is the weights that are centred, not what is written."""
-        width = self.model.cfg.d_model if onto is None else onto.shape[-1]
-        shape = self._stream(end, pos).shape[:-1]
-        stack = [self.model.W_U.new_empty(0, *shape, width)]
+        stack, width = [], self.model.cfg.d_model if onto is None else onto.shape[-1]
         scale = at_pos(self.ln_scale(end, mlp_input), pos) if apply_ln else None
         for layer in range(end):
             post = self._neuron_acts(layer, neurons, pos)
             post = post if scale is None else post / scale
             writes = self._neuron_writes(layer, neurons, onto, centre=apply_ln)
             stack.append(torch.einsum("...n,no->n...o", post, writes))
-        return torch.cat(stack)
+        return self._joined(stack, pos, width)
+
+    def _joined(
+        self, parts: list[Tensor], pos: Slice, width: int
+    ) -> Float[Tensor, "component *pos width"]:
+        """Along the first axis; of no parts an empty stack, as below the first layer."""
+        if parts:
+            return torch.cat(parts)
+        stream = self._stream(0, pos)
+        return stream.new_empty(0, *stream.shape[:-1], width)
 
     def _neuron_labels(self, end: int, neurons: Slice) -> list[str]:
         numbers = torch.arange(self.model.cfg.d_mlp)[_span(neurons)].tolist()
