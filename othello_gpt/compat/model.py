@@ -20,7 +20,7 @@ from othello_gpt.model import GPTConfig, Hooks, OthelloGPT
 from othello_gpt.weights import WeightsError, convert
 
 _OURS = {  # what TransformerLens lets one choose, and the choice that this library's model has made
-    "act_fn": ("gelu",),  # the exact one; "gelu_new" moves logits by 1e-3
+    "act_fn": ("gelu",),  # the exact one; "gelu_new" is its tanh approximation
     "attention_dir": ("causal",),
     "attn_only": (False,),
     "attn_types": (None,),
@@ -367,7 +367,7 @@ class HookedTransformer(OthelloGPT):
         """Loads weights after taking out of them what has no effect; see `othello_gpt.weights.fold`.
 
         Unlike TransformerLens 2, LayerNorm is not applied twice after folding; unlike every version, the
-        arithmetic is float64, so that a float64 model keeps its log-probabilities to 1e-12.
+        arithmetic is float64, so that a float64 model keeps its log-probabilities to 1e-11.
         """
         if refactor_factored_attn_matrices:
             raise ValueError(_missing("refactor_factored_attn_matrices"))
