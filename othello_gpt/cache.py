@@ -1,15 +1,20 @@
-"""ActivationCache: what a run kept, found by full name or by short key."""
+"""ActivationCache: what a run kept, found by full name or by short key; and the stream as a stack of its parts."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from othello_gpt.hooks import UnknownSite, get_act_name, unknown_site_message
 
 Index = int | slice | Sequence[int] | Shaped[Tensor, " index"]
 Key = str | tuple  # a full name, or (name, layer, part) of which the last two may be missing
+
+Stack = Float[Tensor, "component *rest d_model"]
+Labelled = Any  # a Stack, or with `return_labels` a pair (Stack, list of labels)
 
 
 class ActivationCache(Mapping[str, Tensor]):
@@ -63,9 +68,7 @@ class ActivationCache(Mapping[str, Tensor]):
             batch: games to keep: an index, a slice or several indices.
             pos: positions to keep. For attention scores and patterns it is the query position.
         """
-        return self._map(
-            lambda name, activation: _take(_take(activation, 0, batch), _pos_axis(name), pos)
-        )
+        return self._map(lambda name, activation: take_pos(name, _take(activation, 0, batch), pos))
 
     @staticmethod
     def concat(caches: Sequence["ActivationCache"]) -> "ActivationCache":
@@ -81,9 +84,110 @@ class ActivationCache(Mapping[str, Tensor]):
                 )
         return first._map(lambda name, _: torch.cat([cache[name] for cache in caches]))
 
-    def _map(self, change) -> "ActivationCache":
-        changed = {name: change(name, activation) for name, activation in self.items()}
-        return ActivationCache(changed, self.n_layers)
+    def stack_activation(
+        self, name: str, layer: int | None = None, part: str | None = None
+    ) -> Shaped[Tensor, "layer *rest"]:
+        """One activation of every layer below `layer`, by default of all; `part` as in `get_act_name`."""
+        return torch.stack([self[name, i, part] for i in range(self.end_layer(layer))])
+
+    def decompose_resid(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        mode: str = "all",
+        *,
+        pos_slice: Index | None = None,
+        incl_embeds: bool = True,
+        return_labels: bool = False,
+    ) -> Labelled:
+        """What was written to the stream that enters block `layer`, one writer after another.
+
+        With mode "all" and embeddings it sums to `resid_pre` of the layer, with `mlp_input` to its
+        `resid_mid`, and for None, the end of the model, to the last `resid_post`.
+
+        Args:
+            mode: "all", or only what "attn" or "mlp" wrote.
+            pos_slice: positions, all by default; a single one drops its axis.
+            incl_embeds: count the token and the position embedding among the writers.
+            return_labels: also the writers' labels: "embed", "pos_embed", "0_attn_out", "0_mlp_out" ...
+        """
+        if mode not in ("all", "attn", "mlp"):
+            raise ValueError(f"`mode` is '{mode}', but must be 'all', 'attn' or 'mlp'.")
+        end = self.end_layer(layer)
+        sites = [f"{part}_out" for part in ("attn", "mlp") if mode in ("all", part)]
+        writes = {f"{i}_{site}": self[site, i] for i in range(end) for site in sites}
+        if mlp_input and mode != "mlp":
+            writes[f"{end}_attn_out"] = self["attn_out", end]
+        if incl_embeds:
+            writes = {name: self[name] for name in ("embed", "pos_embed")} | writes
+        return _stacked(writes, pos_slice, return_labels)
+
+    def accumulated_resid(
+        self,
+        layer: int | None = None,
+        incl_mid: bool = False,
+        *,
+        pos_slice: Index | None = None,
+        mlp_input: bool = False,
+        return_labels: bool = False,
+    ) -> Labelled:
+        """The stream that enters every block up to and with `layer`; `model.unembed` of it is the logit lens.
+
+        Args:
+            layer: the last block; None goes to the end of the model.
+            incl_mid: also between the attention and the MLP of the blocks before.
+            pos_slice: positions, all by default; a single one drops its axis.
+            mlp_input: also between the attention and the MLP of block `layer`.
+            return_labels: also the labels: "0_pre", "0_mid", "1_pre" ... "final_post".
+        """
+        end = self.end_layer(layer)
+        streams: dict[str, Tensor] = {}
+        for i in range(min(end + 1, self.n_layers)):
+            streams[f"{i}_pre"] = self["resid_pre", i]
+            if (incl_mid and i < end) or (mlp_input and i == end):
+                streams[f"{i}_mid"] = self["resid_mid", i]
+        if end == self.n_layers:
+            streams["final_post"] = self["resid_post", -1]
+        return _stacked(streams, pos_slice, return_labels)
+
+    def apply_ln_to_stack(
+        self,
+        stack: Stack,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        *,
+        pos_slice: Index | None = None,
+    ) -> Stack:
+        """Parts of the stream, centred, and divided by what the LayerNorm of this run divided their sum by.
+
+        So it is linear: the parts of a stream sum to its `hook_normalized`, before weight and bias.
+
+        Args:
+            stack: at the positions of `pos_slice`.
+            layer: the LayerNorm before this block, with `mlp_input` before its MLP, for None the last.
+        """
+        return centred(stack) / at_pos(self.ln_scale(layer, mlp_input), pos_slice)
+
+    def ln_scale(
+        self, layer: int | None = None, mlp_input: bool = False
+    ) -> Float[Tensor, "*pos 1"]:
+        """What the LayerNorm before block `layer` (its MLP, with `mlp_input`; for None the last) divided by."""
+        end = self.end_layer(layer)
+        if end == self.n_layers:
+            return self["scale"]
+        return self["scale", end, "ln2" if mlp_input else "ln1"]
+
+    def end_layer(self, layer: int | None) -> int:
+        """The number of layers below: all for None and, as TransformerLens has it, for -1."""
+        end = self.n_layers if layer in (None, -1) else layer
+        if not 0 <= end <= self.n_layers:
+            raise ValueError(f"`layer` is {layer}, but must be 0 to {self.n_layers}, None or -1.")
+        return end
+
+    def _map(self, change):
+        changed = copy.copy(self)
+        changed._activations = {name: change(name, value) for name, value in self.items()}
+        return changed
 
     def _full_name(self, key: Key) -> str:
         if isinstance(key, str):
@@ -103,8 +207,27 @@ class ActivationCache(Mapping[str, Tensor]):
         )
 
 
-def _pos_axis(name: str) -> int:
-    return 2 if name.endswith(("hook_attn_scores", "hook_pattern")) else 1
+def _stacked(
+    parts: dict[str, Tensor], pos_slice: Index | None, return_labels: bool
+) -> Tensor | tuple[Tensor, list[str]]:
+    stack = torch.stack([at_pos(part, pos_slice) for part in parts.values()])
+    return (stack, [*parts]) if return_labels else stack
+
+
+def centred(stack: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
+    """Without its mean over d_model, as every LayerNorm begins."""
+    return stack - stack.mean(-1, keepdim=True)
+
+
+def at_pos(stream: Float[Tensor, "*batch pos width"], pos: Index | None) -> Tensor:
+    """Some positions of a stream, all for None; a single one drops its axis."""
+    return stream if pos is None else stream[..., pos, :]
+
+
+def take_pos(name: str, activation: Tensor, pos: Index) -> Tensor:
+    """Some positions of a site's activation or gradient; of attention scores and patterns, query positions."""
+    by_head = name.removesuffix("_grad").endswith(("hook_attn_scores", "hook_pattern"))
+    return _take(activation, 2 if by_head else 1, pos)
 
 
 def _take(activation: Tensor, axis: int, index: Index) -> Tensor:

@@ -9,18 +9,22 @@ A site's full name is the path of its module in the model plus the literal: `blo
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
 
-class HookPoint(NamedTuple):
-    """Where a hook was called: `name` is the site's full name."""
+@dataclass(eq=False)
+class HookPoint:
+    """Where a hook was called: `name` is the site's full name, `ctx` the hooks' own notes between calls."""
 
     name: str
+    ctx: dict[Any, Any] = field(default_factory=dict)
 
     def layer(self) -> int:
         """The block that the site belongs to, 0 for the first."""
@@ -32,6 +36,7 @@ class HookPoint(NamedTuple):
 
 # What can be attached: called as `fn(activation, hook=point)`, so its second parameter must be named `hook`.
 # It may change the activation in place, return another tensor to replace it, or return None having only looked.
+# A backward hook is called in the same way with the gradient of the activation.
 HookFn = Callable[..., Tensor | None]
 
 SiteFilter = str | Callable[[str], bool] | Iterable[str]
@@ -44,6 +49,16 @@ class UnknownSite(KeyError):
         return str(self.args[0])
 
 
+@dataclass(eq=False, slots=True)
+class Hook:
+    """A function that is attached, to one site or to several. One function attached twice is two hooks."""
+
+    fn: HookFn
+    backward: bool = False  # sees the gradient of the activation in place of the activation
+    is_permanent: bool = False
+    level: int | None = None
+
+
 class HookRegistry:
     """The hooks attached to one model, by the full name of their site.
 
@@ -52,35 +67,90 @@ class HookRegistry:
     """
 
     def __init__(self) -> None:
-        self.hooks: dict[str, tuple[HookFn, ...]] = {}
+        self.hooks: dict[str, tuple[Hook, ...]] = {}
+        self.points: dict[str, HookPoint] = {}
+
+    def point(self, site: str) -> HookPoint:
+        """The same object at every call of a site, until `points` is cleared."""
+        if site not in self.points:
+            self.points[site] = HookPoint(site)
+        return self.points[site]
 
     def run(self, site: str, value: Tensor) -> Tensor:
         """The value that leaves the site, after all its hooks."""
-        point = HookPoint(site)
-        for hook in self.hooks.get(site, ()):
-            try:
-                replacement = hook(value, hook=point)
-            except Exception as error:
-                error.add_note(f"raised by a hook on '{site}'")
-                raise
-            if replacement is not None:
-                value = _same_kind(replacement, value, site)
+        hooks, point = self.hooks.get(site, ()), self.point(site)
+        for hook in hooks:
+            if not hook.backward:
+                value = _hooked(hook.fn, value, point)
+        if backward := [hook for hook in hooks if hook.backward]:
+            value = _with_gradient_hooks(value, backward, point)
         return value
 
+    def add(self, site: str, hook: Hook, prepend: bool = False) -> None:
+        """Attaches after those already there, or before them."""
+        there = self.hooks.get(site, ())
+        self.hooks[site] = (hook, *there) if prepend else (*there, hook)
+
+    def remove(self, hooks: Collection[Hook]) -> None:
+        """Detaches these from every site."""
+        left = {site: [h for h in there if h not in hooks] for site, there in self.hooks.items()}
+        self.hooks = {site: tuple(there) for site, there in left.items() if there}
+
     @contextmanager
-    def attached(self, hooks: Iterable[tuple[str, HookFn]]) -> Iterator[None]:
-        """Attaches (full name, function) pairs after those already there, and restores the state on leaving."""
-        before = self.hooks
-        self.hooks = dict(before)
-        for site, hook in hooks:
-            self.hooks[site] = (*self.hooks.get(site, ()), hook)
+    def attached(self, hooks: Iterable[tuple[str, Hook]]) -> Iterator[None]:
+        """Attaches (full name, hook) pairs after those already there, and detaches them on leaving."""
+        added = list(hooks)
+        for site, hook in added:
+            self.add(site, hook)
         try:
             yield
         finally:
-            self.hooks = before
+            self.remove({hook for _, hook in added})
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return HookRegistry, ()
+
+
+class HookHandle:
+    """Detaches a hook: by `remove()`, or at the end of a `with` block."""
+
+    def __init__(self, registry: HookRegistry, hook: Hook) -> None:
+        self._registry, self._hook = registry, hook
+
+    def remove(self) -> None:
+        """Detaches the hook from every site; nothing if it is detached already."""
+        self._registry.remove({self._hook})
+
+    def __enter__(self) -> "HookHandle":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+
+def _hooked(fn: HookFn, value: Tensor, point: HookPoint) -> Tensor:
+    try:
+        replacement = fn(value, hook=point)
+    except Exception as error:
+        error.add_note(f"raised by a hook on '{point.name}'")
+        raise
+    return value if replacement is None else _same_kind(replacement, value, point.name)
+
+
+def _with_gradient_hooks(value: Tensor, hooks: Sequence[Hook], point: HookPoint) -> Tensor:
+    """The same value, whose gradient the hooks see, in order, when somebody calls `.backward()` on this run.
+
+    It is a tensor of its own, so that its gradient counts what comes after this site and nothing else.
+    """
+    if not torch.is_grad_enabled():
+        raise RuntimeError(
+            f"a backward hook is attached to '{point.name}', but gradients are switched off. "
+            "Run the model outside `torch.no_grad()`."
+        )
+    own = value.view_as(value) if value.requires_grad else value.detach().requires_grad_().clone()
+    for hook in hooks:
+        own.register_hook(lambda grad, fn=hook.fn: _hooked(fn, grad, point))
+    return own
 
 
 def _same_kind(replacement: object, value: Tensor, site: str) -> Tensor:
@@ -131,7 +201,7 @@ def share_registry(root: Tapped) -> None:
             module.path = f"{path}." if path else ""
 
 
-class EverySite(dict[str, tuple[HookFn, ...]]):
+class EverySite(dict[str, tuple[Hook, ...]]):
     """Stands in for a registry's hooks during a dry run: listens to every site and keeps its name."""
 
     def __init__(self) -> None:
@@ -143,7 +213,7 @@ class EverySite(dict[str, tuple[HookFn, ...]]):
     def __contains__(self, site: object) -> bool:
         return True
 
-    def get(self, site: str, default: object = None) -> tuple[HookFn, ...]:
+    def get(self, site: str, default: object = None) -> tuple[Hook, ...]:
         self.names.append(site)
         return ()
 

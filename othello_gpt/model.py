@@ -21,9 +21,9 @@ shapes are those of TransformerLens:
 Weights act on the right, `x @ W + b`, and are stored in the shapes in which they are shown.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
-from othello_gpt.cache import ActivationCache
+from othello_gpt.cache import ActivationCache, Index, take_pos
 from othello_gpt.hooks import (
     EverySite,
+    Hook,
     HookFn,
+    HookHandle,
     HookPoint,
     SiteFilter,
     Tapped,
@@ -61,9 +63,12 @@ class GPTConfig:
     eps: float = 1e-5  # added to the variance inside LayerNorm's square root
 
     def __post_init__(self) -> None:
-        for name, size in asdict(self).items():
+        for field in fields(GPTConfig):
+            size = getattr(self, field.name)
             if size <= 0:
-                raise ValueError(f"`{name}` is {size}. Every size of a model must be positive.")
+                raise ValueError(
+                    f"`{field.name}` is {size}. Every size of a model must be positive."
+                )
 
 
 class LayerNorm(Tapped):
@@ -102,16 +107,13 @@ class Attention(Tapped):
         self.register_buffer("future", future, persistent=False)
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        n_pos, d_head = x.shape[1], self.W_Q.shape[-1]
         q = self.tap("hook_q", into_heads(x, self.W_Q, self.b_Q))
         k = self.tap("hook_k", into_heads(x, self.W_K, self.b_K))
         v = self.tap("hook_v", into_heads(x, self.W_V, self.b_V))  # [batch, pos, head, d_head]
 
-        attn_scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / d_head**0.5
-        attn_scores = attn_scores.masked_fill(self.future[:n_pos, :n_pos], -torch.inf)
-        attn_scores = self.tap("hook_attn_scores", attn_scores)
+        attn_scores = self.tap("hook_attn_scores", attention_scores(q, k, self.future))
         pattern = self.tap("hook_pattern", attn_scores.softmax(-1))  # rows sum to 1
-        z = self.tap("hook_z", torch.einsum("bhqk,bkhd->bqhd", pattern, v))
+        z = self.tap("hook_z", gathered_values(pattern, v))
 
         if self.is_hooked("hook_result"):
             result = torch.einsum("bphd,hdm->bphm", z, self.W_O)  # each head's own write
@@ -131,6 +133,25 @@ def into_heads(
 ) -> Float[Tensor, "*batch head d_head"]:
     """What each head reads: `x @ W[head] + b[head]` for all heads in one multiplication."""
     return F.linear(x, W.transpose(0, 1).flatten(1).T, b.flatten()).unflatten(-1, b.shape)
+
+
+def attention_scores(
+    q: Float[Tensor, "*#batch query_pos head d_head"],
+    k: Float[Tensor, "*#batch key_pos head d_head"],
+    future: Bool[Tensor, "n_ctx n_ctx"],
+) -> Float[Tensor, "*#batch head query_pos key_pos"]:
+    """How much each query asks for each key, -inf where the key comes later. The queries are the last positions."""
+    n_query, n_key, d_head = q.shape[-3], k.shape[-3], k.shape[-1]
+    scores = torch.einsum("...qhd,...khd->...hqk", q, k) / d_head**0.5
+    return scores.masked_fill(future[n_key - n_query : n_key, :n_key], -torch.inf)
+
+
+def gathered_values(
+    pattern: Float[Tensor, "*#batch head query_pos key_pos"],
+    v: Float[Tensor, "*#batch key_pos head d_head"],
+) -> Float[Tensor, "*#batch query_pos head d_head"]:
+    """z: the mean of the values that each head sees, weighted by its pattern."""
+    return torch.einsum("...hqk,...khd->...qhd", pattern, v)
 
 
 def from_heads(
@@ -190,6 +211,9 @@ class Block(Tapped):
 TokensOrResid = (
     Integer[Tensor, "batch pos"] | Integer[Tensor, " pos"] | Float[Tensor, "batch pos d_model"]
 )
+
+
+Hooks = Iterable[tuple[SiteFilter, HookFn]]
 
 
 class OthelloGPT(Tapped):
@@ -258,70 +282,143 @@ class OthelloGPT(Tapped):
     def run_with_hooks(
         self,
         tokens: TokensOrResid,
-        fwd_hooks: Iterable[tuple[SiteFilter, HookFn]] = (),
-        start_at_layer: int | None = None,
-        stop_at_layer: int | None = None,
-    ) -> Float[Tensor, "batch pos d_vocab"] | Float[Tensor, "batch pos d_model"]:
-        """Logits of a run under these hooks; see `hooks`."""
-        with self.hooks(fwd_hooks):
-            return self(tokens, start_at_layer, stop_at_layer)
+        fwd_hooks: Hooks = (),
+        bwd_hooks: Hooks = (),
+        **options: Any,
+    ) -> Any:
+        """Logits of a run under these hooks; see `hooks`. The options are those of the model itself."""
+        with self.hooks(fwd_hooks, bwd_hooks):
+            return self(tokens, **options)
 
     def run_with_cache(
         self,
         tokens: TokensOrResid,
         names_filter: SiteFilter | None = None,
-        start_at_layer: int | None = None,
-        stop_at_layer: int | None = None,
+        *,
+        fwd_hooks: Hooks = (),
+        pos_slice: Index | None = None,
+        grad_of: Callable[[Any], Tensor] | None = None,
         detach: bool = True,
-    ) -> tuple[
-        Float[Tensor, "batch pos d_vocab"] | Float[Tensor, "batch pos d_model"], ActivationCache
-    ]:
+        **options: Any,
+    ) -> tuple[Any, ActivationCache]:
         """Logits, and the activations of the run.
 
         Args:
             tokens: as for the model itself.
             names_filter: which sites to keep: a name, several names, or a predicate on names; None keeps all
                 but the heads' `hook_result`, which is eight times the size of anything else.
-            start_at_layer: as for the model itself; sites before it are not kept.
-            stop_at_layer: as for the model itself; sites after it are not kept.
-            detach: False keeps activations in the autograd graph, to take gradients with respect to them.
+            fwd_hooks: hooks for this run, see `hooks`; what they make of an activation is what is kept.
+            pos_slice: positions to keep, all by default; copied, so that the rest takes no memory. As in
+                `ActivationCache.select`, one position keeps its axis.
+            grad_of: a function of the logits that gives one number. Its gradient at every kept site is kept
+                too, as `<name>_grad`; as always with `.backward()`, parameters gather theirs in `.grad`.
+            detach: False keeps the activations of the autograd graph themselves, to take gradients with
+                respect to them; a later hook that edits in place then changes what was kept.
+            options: those of the model itself. Sites that do not run are not kept.
         """
         if names_filter is None:
             sites = [name for name in self.hook_names if not name.endswith("hook_result")]
         else:
-            sites = select_sites(names_filter, self.hook_names)
+            sites = self._sites(names_filter)
         kept: dict[str, Tensor] = {}
-        others_may_write = bool(self.registry.hooks)
 
         def keep(activation: Tensor, *, hook: HookPoint) -> None:
+            if pos_slice is not None:
+                activation = take_pos(hook.name, activation, pos_slice)
             if detach:
                 activation = activation.detach()
-            kept[hook.name] = activation.clone() if others_may_write else activation
+                copied = others_may_write or pos_slice is not None
+                activation = activation.clone() if copied else activation
+            kept[hook.name] = activation
 
-        with self.registry.attached((site, keep) for site in sites):
-            logits = self(tokens, start_at_layer, stop_at_layer)
+        def keep_grad(grad: Tensor, *, hook: HookPoint) -> None:
+            grad = grad if pos_slice is None else take_pos(hook.name, grad, pos_slice).clone()
+            kept[f"{hook.name}_grad"] = grad
+
+        with self.hooks(fwd_hooks):
+            others_may_write = bool(self.registry.hooks)
+            keepers = [Hook(keep)] + [Hook(keep_grad, backward=True)] * (grad_of is not None)
+            with self.registry.attached((site, hook) for site in sites for hook in keepers):
+                logits = self(tokens, **options)
+            if grad_of is not None:
+                grad_of(logits).backward()
         return logits, ActivationCache(kept, self.cfg.n_layers)
 
-    def hooks(self, fwd_hooks: Iterable[tuple[SiteFilter, HookFn]]) -> AbstractContextManager[None]:
+    def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()) -> AbstractContextManager[None]:
         """Attaches hooks for the length of a `with` block, after those already attached.
 
         Args:
             fwd_hooks: pairs of a site (a name, several, or a predicate on names) and a function
                 `fn(activation, hook)`, which may change the activation in place, or return another of the
                 same shape, or do neither. `hook.name` and `hook.layer()` say where it was called.
+            bwd_hooks: the same for `fn(gradient, hook)`. A run made inside the block calls them whenever
+                gradients flow back through it, with the gradient of all that the activation feeds.
 
         Raises:
             UnknownSite: a name is no site of this model; nothing is attached then.
             ValueError: a predicate holds for no site.
         """
-        named = [
-            (site, fn) for which, fn in fwd_hooks for site in select_sites(which, self.hook_names)
-        ]
+        pairs = [(which, Hook(fn)) for which, fn in fwd_hooks]
+        pairs += [(which, Hook(fn, backward=True)) for which, fn in bwd_hooks]
+        named = [(site, hook) for which, hook in pairs for site in self._sites(which)]
         return self.registry.attached(named)
 
-    def reset_hooks(self) -> None:
-        """Detaches every hook at once."""
-        self.registry.hooks = {}
+    def add_hook(
+        self,
+        name: SiteFilter,
+        hook: HookFn,
+        dir: str = "fwd",
+        is_permanent: bool = False,
+        level: int | None = None,
+        prepend: bool = False,
+    ) -> HookHandle:
+        """Attaches a hook until its handle or `reset_hooks` removes it; `hooks` is safer, as it cannot be forgotten.
+
+        Args:
+            name: a site, several, or a predicate on names.
+            hook: see `hooks`.
+            dir: "fwd" for a hook on the activation, "bwd" for one on its gradient.
+            is_permanent: `reset_hooks()` leaves it where it is.
+            level: a number of yours, by which `reset_hooks` can remove some hooks and leave others.
+            prepend: call it before the hooks already there, not after them.
+        """
+        _check_direction(dir, ("fwd", "bwd"))
+        attached = Hook(hook, dir == "bwd", is_permanent, level)
+        for site in self._sites(name):
+            self.registry.add(site, attached, prepend)
+        return HookHandle(self.registry, attached)
+
+    def reset_hooks(
+        self,
+        clear_contexts: bool = True,
+        direction: str = "both",
+        including_permanent: bool = False,
+        level: int | None = None,
+    ) -> None:
+        """Detaches every hook at once, those of an open `with` block too, but not permanent ones.
+
+        Args:
+            clear_contexts: also forget what hooks noted in `hook.ctx`.
+            direction: "fwd" or "bwd" to detach only hooks on activations or only hooks on gradients.
+            including_permanent: permanent ones too.
+            level: only those added with this level.
+        """
+        _check_direction(direction, ("fwd", "bwd", "both"))
+        self.registry.remove(
+            {
+                hook
+                for hooks in self.registry.hooks.values()
+                for hook in hooks
+                if direction in ("both", "bwd" if hook.backward else "fwd")
+                and (including_permanent or not hook.is_permanent)
+                and level in (None, hook.level)
+            }
+        )
+        if clear_contexts:
+            self.registry.points.clear()
+
+    def _sites(self, which: SiteFilter) -> list[str]:
+        return select_sites(which, self.hook_names)
 
     @cached_property
     def hook_names(self) -> tuple[str, ...]:
@@ -476,3 +573,10 @@ class OthelloGPT(Tapped):
         from othello_gpt.weights import push_to_hub
 
         return push_to_hub(self, repo_id, **options)
+
+
+def _check_direction(direction: str, allowed: tuple[str, ...]) -> None:
+    if direction not in allowed:
+        raise ValueError(
+            f"the direction is '{direction}', but must be {' or '.join(map(repr, allowed))}."
+        )

@@ -120,3 +120,50 @@ def test_memory_counts_shared_storage_once():
 
     assert cache.nbytes == 2 * 3 * 8 * 8
     assert repr(cache) == "ActivationCache(2 activations, 0.0 MiB)"
+
+
+@given(models(), token_batches(), st.data())
+def test_one_run_hooks_caches_selects_and_takes_gradients(model, tokens, data):
+    """What hooks make is what is kept, copied, at the chosen positions; gradients of any one number."""
+    pos = data.draw(st.integers(-tokens.shape[1], tokens.shape[1] - 1))
+    double = [("blocks.0.hook_attn_out", lambda activation, hook: activation * 2)]
+    with model.hooks(double):
+        logits, cache = model.run_with_cache(tokens, detach=False)
+    (grad,) = torch.autograd.grad(logits[0, -1, 7], cache["resid_mid", 0])
+    again, part = model.run_with_cache(
+        tokens, fwd_hooks=double, pos_slice=pos, grad_of=lambda logits: logits[0, -1, 7]
+    )
+
+    assert torch.equal(again, logits)
+    assert torch.equal(part["attn_out", 0], cache["attn_out", 0][:, [pos]])
+    assert torch.equal(part["attn_scores", 0], cache["attn_scores", 0][:, :, [pos]])
+    kept = part["blocks.0.hook_resid_mid_grad"]
+    assert torch.allclose(kept, grad[:, [pos]], rtol=0, atol=1e-10)
+    assert part["blocks.0.attn.hook_pattern_grad"].shape == part["pattern", 0].shape
+    assert model.registry.hooks == {}
+
+
+@given(models(), token_batches(), st.data())
+def test_the_stream_is_the_sum_of_its_writers_at_every_layer(model, tokens, data):
+    """Writers by mode, streams between blocks, and the LayerNorm of this run, which is linear in them."""
+    _, cache = model.run_with_cache(tokens)
+    layer, pos = data.draw(st.integers(0, model.cfg.n_layers)), -1
+    writers, labels = cache.decompose_resid(layer, pos_slice=pos, return_labels=True)
+    streams, names = cache.accumulated_resid(incl_mid=True, return_labels=True)
+    by_name = dict(zip(names, streams[:, :, pos], strict=True))
+    entering = by_name["final_post" if layer == model.cfg.n_layers else f"{layer}_pre"]
+
+    assert torch.allclose(writers.sum(0), entering, rtol=0, atol=1e-12)
+    normalized = cache.apply_ln_to_stack(writers, layer, pos_slice=pos).sum(0)
+    end = layer == model.cfg.n_layers
+    expected = cache["normalized"] if end else cache["normalized", layer, "ln1"]
+    assert torch.allclose(normalized, expected[:, pos], rtol=0, atol=1e-10)
+    attn = cache.decompose_resid(layer, mode="attn", incl_embeds=False) if layer else []
+    assert all(
+        torch.equal(a[:, pos], writers[labels.index(f"{i}_attn_out")]) for i, a in enumerate(attn)
+    )
+    assert torch.equal(
+        cache.stack_activation("attn_out", model.cfg.n_layers)[0], cache["attn_out", 0]
+    )
+    lens = model.unembed(cache.accumulated_resid())
+    assert torch.allclose(lens[-1], model(tokens), rtol=0, atol=1e-12)

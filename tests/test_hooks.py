@@ -211,3 +211,111 @@ def test_hooks_attached_after_compiling_are_honoured():
         assert torch.allclose(hooked, model(TOKENS), rtol=0, atol=1e-12)
     assert torch.allclose(plain, model(TOKENS), rtol=0, atol=1e-12)
     assert not torch.allclose(plain, hooked)
+
+
+# --- Hooks that stay, and hooks on gradients ---
+
+
+def test_a_hook_stays_until_its_handle_removes_it():
+    """By `remove()` or by `with`; removing twice is nothing; it outlives other blocks and runs."""
+    model, seen = random_model(SMALL), []
+    site = "blocks.0.hook_attn_out"
+    with model.hooks([("hook_embed", lambda a, hook: seen.append("embed"))]):
+        handle = model.add_hook(site, lambda a, hook: seen.append("attn"))
+    model(TOKENS)
+    with model.add_hook([site], lambda a, hook: seen.append("first"), prepend=True):
+        model.run_with_cache(TOKENS)
+    handle.remove()
+    handle.remove()
+    model(TOKENS)
+
+    assert seen == ["attn", "first", "attn"]
+    assert model.registry.hooks == {}
+
+
+def test_resetting_leaves_permanent_hooks_and_those_of_another_level_or_direction():
+    """And what hooks noted in `hook.ctx` is forgotten with them, unless told not to."""
+    model, seen = random_model(SMALL), []
+
+    def note(name):
+        def hook_fn(activation, hook):
+            seen.append(name)
+            hook.ctx[name] = hook.ctx.get(name, 0) + 1
+
+        return hook_fn
+
+    def names_left():
+        seen.clear()
+        model(TOKENS).sum().backward()
+        return sorted(seen)
+
+    model.add_hook("hook_embed", note("permanent"), is_permanent=True)
+    model.add_hook("hook_embed", note("level 2"), level=2)
+    model.add_hook("hook_embed", note("plain"))
+    model.add_hook("hook_embed", note("gradient"), dir="bwd")
+    assert names_left() == ["gradient", "level 2", "permanent", "plain"]
+    model.reset_hooks(level=2, clear_contexts=False)
+    assert names_left() == ["gradient", "permanent", "plain"]
+    assert model.registry.point("hook_embed").ctx["plain"] == 2
+    model.reset_hooks(direction="bwd")
+    assert names_left() == ["permanent", "plain"]
+    model.reset_hooks()
+    assert model.registry.point("hook_embed").ctx == {}
+    assert names_left() == ["permanent"]
+    model.reset_hooks(including_permanent=True)
+    assert names_left() == []
+
+
+@given(models(), token_batches(), st.data())
+def test_a_backward_hook_sees_the_gradient_of_all_that_the_activation_feeds(model, tokens, data):
+    """At any site, in float64, against autograd; the hook changes nothing by looking."""
+    site = data.draw(st.sampled_from(model.hook_names))
+    logits, cache = model.run_with_cache(tokens, site, detach=False)
+    (expected,) = torch.autograd.grad(logits.square().sum(), cache[site])
+    grads = []
+    with model.hooks(bwd_hooks=[(site, lambda grad, hook: grads.append((hook.name, grad)))]):
+        again = model(tokens)
+    again.square().sum().backward()  # a run's hooks last as long as the run, not longer
+
+    ((name, grad),) = grads
+    assert name == site
+    assert torch.equal(again, logits)
+    assert torch.allclose(grad, expected, rtol=1e-10, atol=1e-10)
+    assert model.registry.hooks == {}
+    model(tokens).sum().backward()
+    assert len(grads) == 1
+
+
+@given(models(), token_batches(), st.data())
+def test_a_returned_gradient_takes_the_place_of_the_true_one(model, tokens, data):
+    """Zeroing it at a site removes its path; hooks on one site go in order; both ends of a block differ."""
+    layer = data.draw(st.integers(0, model.cfg.n_layers - 1))
+    zero = [(f"blocks.{layer}.hook_mlp_out", lambda grad, hook: grad * 0)]
+    mid, post = f"blocks.{layer}.hook_resid_mid", f"blocks.{layer}.hook_resid_post"
+    grads = {}
+
+    def keep(grad, hook):
+        grads[hook.name] = grad
+
+    doubled = [(post, lambda grad, hook: grad * 2), (post, keep)]
+    with model.hooks(bwd_hooks=[*zero, *doubled, (mid, keep)]):
+        model(tokens).square().sum().backward()
+    assert torch.allclose(grads[mid], grads[post], rtol=0, atol=1e-12)
+
+
+def test_frozen_models_and_streams_have_gradients_too():
+    """No parameter needs one for a site to have one; under `no_grad` a backward hook is an error."""
+    model, grads = random_model(SMALL).requires_grad_(False), {}
+    resid = model(TOKENS, stop_at_layer=1)
+
+    def keep(grad, hook):
+        grads[hook.name] = grad
+
+    sites = ["blocks.1.hook_resid_pre", "blocks.1.hook_resid_post"]
+    logits = model.run_with_hooks(resid, bwd_hooks=[(sites, keep)], start_at_layer=1)
+    logits[0, -1, 7].backward()
+    assert set(grads) == set(sites)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="gradients are switched off"):
+        model.run_with_hooks(TOKENS, bwd_hooks=[(sites, keep)])
+    with pytest.raises(ValueError, match="direction is 'forward', but must be 'fwd' or 'bwd'"):
+        model.add_hook("hook_embed", keep, dir="forward")

@@ -26,6 +26,13 @@ ORDER = [
     "othello_gpt.model",
     "othello_gpt.weights",
     "othello_gpt",
+    "othello_gpt.compat.hook_points",
+    "othello_gpt.compat.factored",
+    "othello_gpt.compat.cache",
+    "othello_gpt.compat.model",
+    "othello_gpt.compat.notebook",
+    "othello_gpt.compat.patching",
+    "othello_gpt.compat",
     "interp",
     "interp.svg",
     "interp.plots",
@@ -52,7 +59,7 @@ def test_shapes_are_checked_in_both_packages():
 
 def test_imports_run_one_way():
     """At the top of a module only what stands before it in the order; nothing of `interp` below `interp`."""
-    files = [p for package in ("othello_gpt", "interp") for p in (ROOT / package).glob("*.py")]
+    files = [p for package in ("othello_gpt", "interp") for p in (ROOT / package).rglob("*.py")]
     seen = set()
     for path in files:
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
