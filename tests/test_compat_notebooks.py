@@ -13,7 +13,6 @@ import numpy as np
 import othello_gpt.compat.utils as utils
 import pytest
 import torch
-from othello_gpt.compat.hook_points import HookPoint
 from test_model import relative_error
 
 import othello_gpt.compat.patching as patching
@@ -23,6 +22,7 @@ from interp.patching import patch_sweep, patching_metric
 from interp.probes import LinearProbe
 from othello_gpt import OthelloGPT, board
 from othello_gpt.compat import ActivationCache, HookedTransformer, HookedTransformerConfig
+from othello_gpt.compat.hook_points import HookPoint
 from othello_gpt.games import example_pair, games_to_tokens
 from othello_gpt.vocab import square_to_token
 from othello_gpt.weights import to_transformer_lens
