@@ -154,7 +154,7 @@ def test_saving_and_loading_changes_no_bit(tmp_path_factory, model):
 
 def test_the_packaged_model_knows_the_rules():
     """Under 2 % of its best moves are illegal on random games (0.7 % measured), folded or not."""
-    from othello_gpt.verify import legal_tokens
+    from othello_gpt.evaluate import legal_tokens
 
     games = board.random_games(40, seed=77)
     tokens = games_to_tokens(games)
