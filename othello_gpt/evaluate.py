@@ -6,6 +6,7 @@ illegal moves, and the divergence of its distribution from the uniform one over 
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -69,11 +70,11 @@ def score(
     log_probs: Float[Tensor, "*batch pos d_vocab"], legal: Bool[Tensor, "*batch pos d_vocab"]
 ) -> Scores:
     """The three distances at each position; zero where there is no legal reply."""
-    live, n_legal = legal.any(-1), legal.sum(-1).clamp(min=1)
+    live, n_legal = legal.any(-1), legal.sum(-1).clamp(min=1).to(log_probs.dtype)
     illegal = ~legal.gather(-1, log_probs.argmax(-1, keepdim=True))[..., 0]
     illegal_mass = log_probs.exp().masked_fill(legal, 0).sum(-1)
     kl = -log_probs.masked_fill(~legal, 0).sum(-1) / n_legal - n_legal.log()
-    return Scores(illegal * live.to(kl), illegal_mass * live, kl * live, live)
+    return Scores(illegal * live.to(kl.dtype), illegal_mass * live, kl * live, live)
 
 
 @torch.no_grad()
@@ -83,6 +84,8 @@ def evaluate(
     """The scores of a model on games, `batch` of them at a time: squares, -1 after a game's end."""
     from tqdm import trange
 
+    if len(games) == 0:
+        raise ValueError("there are no games to evaluate on: give at least one.")
     parts = []
     for i in trange(0, len(games), batch, disable=not progress, leave=False):
         some = games[i : i + batch]
@@ -92,21 +95,25 @@ def evaluate(
     return Scores(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def mean_over_games(
-    values: Float[Tensor, "game pos"], live: Bool[Tensor, "game pos"], resamples: int = 1000
-) -> Interval:
+def mean_over_games(values: Float[Tensor, "game pos"], live: Bool[Tensor, "game pos"]) -> Interval:
     """The mean over live positions, with a bootstrap interval over games.
 
     Positions of a game are not independent, so whole games are drawn again, with replacement, always in
     the same way. A rate of which no case was seen has the interval 0 to 0: read it as "below 3 / games".
     """
     sums = torch.stack([(values * live).sum(1), live.sum(1)], -1).double().numpy()  # [game, 2]
-    (total, count), rng = sums.sum(0), np.random.default_rng(0)
-    drawn = np.stack(
-        [sums[rng.integers(len(sums), size=len(sums))].sum(0) for _ in range(resamples)]
-    )
+    total, count = sums.sum(0)
+    drawn = _times_drawn(len(sums)) @ sums  # [resample, 2]
     low, high = np.quantile(drawn[:, 0] / drawn[:, 1].clip(1), [0.025, 0.975])
     return Interval(float(total / max(count, 1)), float(low), float(high))
+
+
+@lru_cache(1)
+def _times_drawn(n_games: int) -> Float[ndarray, "resample game"]:
+    """How often each game is in each resample: 1000 of them, fewer where they would not fit in memory."""
+    resamples = min(1000, 20_000_000 // n_games)
+    every = [1 / n_games] * n_games
+    return np.random.default_rng(0).multinomial(n_games, every, resamples).astype(float)
 
 
 def summary(scores: Scores) -> dict[str, Interval]:

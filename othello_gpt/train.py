@@ -16,20 +16,22 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
-from itertools import count
+from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from othello_gpt import board
+from othello_gpt.board import RandomGames
 from othello_gpt.evaluate import HELD_OUT_SEED, evaluate, score, summary, table
 from othello_gpt.games import games_to_tokens
 from othello_gpt.model import GPTConfig, OthelloGPT
@@ -73,16 +75,16 @@ class Recipe:
 
 def next_move(
     log_probs: Float[Tensor, "game pos d_vocab"],
-    tokens: UInt8[Tensor, "game ply"],
+    tokens: Int64[Tensor, "game ply"],
     legal: Bool[Tensor, "game pos d_vocab"],
 ) -> Float[Tensor, "game pos"]:
     """Cross-entropy on the move that was played, in nats, as the published models were trained."""
-    return F.nll_loss(log_probs.mT, tokens[:, 1:].long(), ignore_index=0, reduction="none")
+    return F.nll_loss(log_probs.mT, tokens[:, 1:], ignore_index=0, reduction="none")
 
 
 def legal_moves(
     log_probs: Float[Tensor, "game pos d_vocab"],
-    tokens: UInt8[Tensor, "game ply"],
+    tokens: Int64[Tensor, "game ply"],
     legal: Bool[Tensor, "game pos d_vocab"],
 ) -> Float[Tensor, "game pos"]:
     """Cross-entropy against the uniform distribution over the legal replies, in nats.
@@ -134,51 +136,52 @@ def learning_rate(progress: float, recipe: Recipe) -> float:
 _PLAYABLE = torch.tensor(PLAYABLE)
 
 
-class Batch(NamedTuple):
-    """Games as they travel between processes, 540 bytes each."""
-
-    tokens: UInt8[Tensor, "game ply=60"]
-    replies: Int64[Tensor, "game ply=60"]  # after each ply, a bit for each square of a legal reply
-
-
 class Games(Dataset):
-    """Batches of the random games of a seed, by the step that they are for; a process makes its share."""
+    """The random games of a seed in blocks of some steps, or one process's share of them.
+
+    Games are drawn many at a time, because few take as long. Step `i` has the games from `i * batch` on.
+    """
 
     def __init__(self, seed: int, batch: int, rank: int = 0, n_ranks: int = 1) -> None:
         if batch % n_ranks:
             raise ValueError(f"`batch` is {batch}, which {n_ranks} processes cannot share equally.")
-        self.seed, self.batch, self.rank, self.share = seed, batch, rank, batch // n_ranks
+        self.seed, self.batch, self.share = seed, batch, batch // n_ranks
+        self.first, self.steps = rank * self.share, max(1, 2048 // self.share)  # steps of a block
 
-    def __getitem__(self, step: int) -> Batch:
-        first = step * self.batch + self.rank * self.share
-        games = board.random_games_with_replies(self.share, self.seed, first)
-        tokens = torch.from_numpy(square_to_token(games.squares)).to(torch.uint8)
-        return Batch(tokens, torch.from_numpy(games.replies.view("int64")))
+    def __getitem__(self, block: int) -> list[RandomGames]:
+        steps = block * self.steps + np.arange(self.steps)
+        numbers = steps[:, None] * self.batch + self.first + np.arange(self.share)
+        drawn = board.random_games_with_replies(numbers.reshape(-1), self.seed)
+        fields = (np.split(field, self.steps) for field in drawn)
+        return [RandomGames(*of_step) for of_step in zip(*fields, strict=True)]
+
+    def batches(self, first_step: int, workers: int) -> Iterator[RandomGames]:
+        """The games of `first_step` and of all steps after it, made ahead of time by other processes."""
+        blocks: Iterable[list[RandomGames]] = DataLoader(
+            self,
+            batch_size=None,  # each item is a block
+            sampler=count(first_step // self.steps),
+            num_workers=workers,
+            collate_fn=_as_it_is,  # arrays go through a pipe; to share a tensor, both sides must be awake
+            worker_init_fn=_leave_signals_to_the_trainer,
+        )
+        return islice(chain.from_iterable(blocks), first_step % self.steps, None)
 
 
-def legal_tokens(replies: Int64[Tensor, "game pos"]) -> Bool[Tensor, "game pos d_vocab"]:
-    """Which tokens may come next, from words of squares; padding never may."""
-    legal = (replies[..., None] >> _PLAYABLE.to(replies.device)) & 1
-    return F.pad(legal, (1, 0)).bool()
-
-
-def _loader(games: Games, first_step: int, workers: int, pin_memory: bool) -> Iterable[Batch]:
-    """The batches of `first_step` and all after it, made ahead of time by other processes."""
-    return DataLoader(
-        games,
-        batch_size=None,  # each item is a batch
-        sampler=count(first_step),
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=_leave_signals_to_the_trainer,
-        pin_memory=pin_memory,
-    )
+def _as_it_is(block: list[RandomGames]) -> list[RandomGames]:
+    return block
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
     """Ctrl-C and `timeout` signal the whole group, but the last step still needs its batch."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def legal_tokens(replies: Int64[Tensor, "game pos"]) -> Bool[Tensor, "game pos d_vocab"]:
+    """Which tokens may come next, from words of squares; padding never may."""
+    legal = (replies[..., None] >> _PLAYABLE.to(replies.device)) & 1
+    return F.pad(legal, (1, 0)).bool()
 
 
 # --- Optimizers -------------------------------------------------------------------------------------
@@ -283,12 +286,13 @@ class Trainer:
         by_time = self.seconds / (60 * self.recipe.minutes) if self.recipe.minutes else 0.0
         return min(1.0, max(by_games, by_time))
 
-    def step(self, batch: Batch) -> None:
+    def step(self, games: RandomGames) -> None:
         """One step of every optimizer on a batch of games."""
-        tokens, replies = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+        tokens = torch.from_numpy(square_to_token(games.squares)).to(self.device)
+        replies = torch.from_numpy(games.replies.view("int64")).to(self.device)
         legal = legal_tokens(replies[:, :59])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
-            logits = self.forward(tokens[:, :59].long())
+            logits = self.forward(tokens[:, :59])
         log_probs = logits.float().log_softmax(-1)
         losses = OBJECTIVES[self.recipe.objective](log_probs, tokens, legal)
         # The mean over all positions, live or not: so the mean over processes is the mean over all games.
@@ -452,7 +456,7 @@ def _run(trainer: Trainer, folder: Path, workers: int, save_minutes: float) -> b
     recipe = trainer.recipe
     ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     games = Games(recipe.seed, recipe.batch, *ranks)
-    batches = iter(_loader(games, trainer.steps, workers, trainer.device.type == "cuda"))
+    batches = games.batches(trainer.steps, workers)
     with _stop_signals() as received, _Log(trainer, folder / "log.jsonl") as log:
         stopped, saved, clock = False, time.monotonic(), time.monotonic()
         while trainer.progress < 1 and not stopped:
@@ -599,8 +603,9 @@ class _Log:
             disable=not is_first_process(),
         )
         if path.exists() and is_first_process():  # drop what came after the checkpoint
-            lines = [line for line in path.open() if json.loads(line)["games"] <= trainer.games]
-            path.write_text("".join(lines))
+            lines = path.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if json.loads(line)["games"] <= trainer.games]
+            path.write_text("".join(kept))
 
     def __enter__(self) -> "_Log":
         return self
