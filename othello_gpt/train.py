@@ -13,25 +13,24 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int8, Int64
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from othello_gpt import board
-from othello_gpt.board import RandomGames
 from othello_gpt.evaluate import HELD_OUT_SEED, evaluate, score, summary, table
 from othello_gpt.games import games_to_tokens
 from othello_gpt.model import GPTConfig, OthelloGPT
@@ -136,6 +135,13 @@ def learning_rate(progress: float, recipe: Recipe) -> float:
 _PLAYABLE = torch.tensor(PLAYABLE)
 
 
+class Batch(NamedTuple):
+    """Games as they come from other processes."""
+
+    squares: Int8[Tensor, "*step game ply=60"]
+    replies: Int64[Tensor, "*step game ply=60"]  # a bit for each square; see `board.RandomGames`
+
+
 class Games(Dataset):
     """The random games of a seed in blocks of some steps, or one process's share of them.
 
@@ -148,34 +154,31 @@ class Games(Dataset):
         self.seed, self.batch, self.share = seed, batch, batch // n_ranks
         self.first, self.steps = rank * self.share, max(1, 2048 // self.share)  # steps of a block
 
-    def __getitem__(self, block: int) -> list[RandomGames]:
+    def __getitem__(self, block: int) -> Batch:
         steps = block * self.steps + np.arange(self.steps)
         numbers = steps[:, None] * self.batch + self.first + np.arange(self.share)
         drawn = board.random_games_with_replies(numbers.reshape(-1), self.seed)
-        fields = (np.split(field, self.steps) for field in drawn)
-        return [RandomGames(*of_step) for of_step in zip(*fields, strict=True)]
+        tensors = (
+            torch.from_numpy(field) for field in (drawn.squares, drawn.replies.view("int64"))
+        )
+        return Batch(*(tensor.unflatten(0, numbers.shape) for tensor in tensors))
 
-    def batches(self, first_step: int, workers: int) -> Iterator[RandomGames]:
+    def batches(self, first_step: int, workers: int) -> Iterator[Batch]:
         """The games of `first_step` and of all steps after it, made ahead of time by other processes."""
-        blocks: Iterable[list[RandomGames]] = DataLoader(
+        blocks = DataLoader(
             self,
             batch_size=None,  # each item is a block
             sampler=count(first_step // self.steps),
             num_workers=workers,
-            collate_fn=_as_it_is,  # arrays go through a pipe; to share a tensor, both sides must be awake
-            worker_init_fn=_leave_signals_to_the_trainer,
+            worker_init_fn=_leave_group,
         )
-        return islice(chain.from_iterable(blocks), first_step % self.steps, None)
+        steps = chain.from_iterable(map(Batch, *block) for block in blocks)
+        return islice(steps, first_step % self.steps, None)
 
 
-def _as_it_is(block: list[RandomGames]) -> list[RandomGames]:
-    return block
-
-
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Ctrl-C and `timeout` signal the whole group, but the last step still needs its batch."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _leave_group(worker: int) -> None:
+    """Ctrl-C and `timeout` signal the whole process group, but the last step still needs its games."""
+    os.setpgrp()
 
 
 def legal_tokens(replies: Int64[Tensor, "game pos"]) -> Bool[Tensor, "game pos d_vocab"]:
@@ -286,11 +289,10 @@ class Trainer:
         by_time = self.seconds / (60 * self.recipe.minutes) if self.recipe.minutes else 0.0
         return min(1.0, max(by_games, by_time))
 
-    def step(self, games: RandomGames) -> None:
+    def step(self, games: Batch) -> None:
         """One step of every optimizer on a batch of games."""
-        tokens = torch.from_numpy(square_to_token(games.squares)).to(self.device)
-        replies = torch.from_numpy(games.replies.view("int64")).to(self.device)
-        legal = legal_tokens(replies[:, :59])
+        tokens = square_to_token(games.squares).to(self.device)
+        legal = legal_tokens(games.replies[:, :59].to(self.device))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
             logits = self.forward(tokens[:, :59])
         log_probs = logits.float().log_softmax(-1)
@@ -457,7 +459,7 @@ def _run(trainer: Trainer, folder: Path, workers: int, save_minutes: float) -> b
     ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     games = Games(recipe.seed, recipe.batch, *ranks)
     batches = games.batches(trainer.steps, workers)
-    with _stop_signals() as received, _Log(trainer, folder / "log.jsonl") as log:
+    with _stop_signals(trainer) as received, _Log(trainer, folder / "log.jsonl") as log:
         stopped, saved, clock = False, time.monotonic(), time.monotonic()
         while trainer.progress < 1 and not stopped:
             batch = next(batches)
@@ -491,17 +493,26 @@ def _agreed(seconds: float, stop: bool, device: torch.device) -> tuple[float, bo
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """The signals to stop that have come; the step in progress goes on to its end."""
+def _stop_signals(trainer: Trainer) -> Iterator[list[int]]:
+    """The signals to stop that have come; the step in progress goes on to its end.
+
+    Not the first step: it may be compiling, in processes that the signal ends too, and would wait for them
+    forever; and there is nothing to save yet.
+    """
     received: list[int] = []
-    handlers = {
-        number: signal.signal(number, lambda number, _: received.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    first = trainer.steps
+
+    def note(number: int, frame: object) -> None:
+        if trainer.steps == first:
+            signal.signal(number, before[signal.Signals(number)])
+            signal.raise_signal(number)
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
     finally:
-        for number, handler in handlers.items():
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 
