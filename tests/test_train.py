@@ -251,6 +251,16 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch):
     assert [row["games"] for row in whole] == [row["games"] for row in parts] == [80, 160]
 
 
+def test_a_signal_in_the_first_step_ends_the_run_at_once(tmp_path, monkeypatch):
+    """It may be compiling, and there is nothing to save."""
+    monkeypatch.setattr(Trainer, "step", lambda *_: signal.raise_signal(signal.SIGINT))
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", SHORT)
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
 KILLED = """
 import os, signal, sys, torch
 from othello_gpt.train import Recipe, GPTConfig, train
