@@ -1,4 +1,7 @@
-"""The command `othello-gpt`: `report`, `verify`, `convert`, `info`. Heavy imports wait until a command needs them."""
+"""The command `othello-gpt`: `report`, `verify`, `convert`, `train`, `evaluate`, `info`.
+
+Heavy imports wait until a command needs them.
+"""
 
 import argparse
 import sys
@@ -6,7 +9,7 @@ from pathlib import Path
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns 0, or 1 after an error or a failed check."""
+    """Runs the command line; returns 0, or 1 after an error, a failed check or a stopped training."""
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
@@ -58,9 +61,124 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.set_defaults(run=_convert)
 
+    _add_train(commands.add_parser("train", help="trains a model on random games"))
+    _add_evaluate(
+        commands.add_parser("evaluate", help="how well models know the rules, ply by ply")
+    )
+
     info = commands.add_parser("info", help="versions and places, for bug reports")
     info.set_defaults(run=_info)
     return parser
+
+
+def _add_train(train: argparse.ArgumentParser) -> None:
+    train.description = "Several processes: torchrun --nproc-per-node N -m othello_gpt train ..."
+    train.add_argument("--preset", choices=("tiny", "small", "full"), default="small")
+    train.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="checkpoint, log, weights; runs/PRESET by default",
+    )
+    train.add_argument("--resume", type=Path, metavar="FOLDER", help="goes on with the run there")
+    recipe = train.add_argument_group("recipe", "in place of the preset's own")
+    recipe.add_argument(
+        "--games", type=int, help="the budget; the learning rate falls to 0 at its end"
+    )
+    recipe.add_argument("--minutes", type=float, help="the budget in time")
+    recipe.add_argument("--batch", type=int, help="games a step, of all processes together")
+    recipe.add_argument("--objective", choices=("legal-moves", "next-move"))
+    recipe.add_argument("--optimizer", choices=("muon", "adamw"), help="of the block matrices")
+    recipe.add_argument("--lr", type=float, help="Muon's learning rate")
+    recipe.add_argument("--adam-lr", type=float, help="AdamW's learning rate")
+    recipe.add_argument("--warm-up", type=float, help="part of the budget, 0 to 1")
+    recipe.add_argument("--cool-down", type=float, help="part of the budget, 0 to 1")
+    recipe.add_argument("--seed", type=int, help="of the first weights and of the games")
+    recipe.add_argument(
+        "--init", metavar="WEIGHTS", help="file, folder or repository to start from"
+    )
+    recipe.add_argument("--float32", action="store_true", help="no bfloat16")
+    train.add_argument("--workers", type=int, default=1, help="processes that make games")
+    train.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="a minute at the start, faster then; by default for all but tiny",
+    )
+    train.add_argument("--save-minutes", type=float, default=5.0, help="between checkpoints")
+    train.add_argument("--held-out", type=int, default=2000, help="games for the final figures")
+    train.set_defaults(run=_train)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from othello_gpt import train
+
+    changes = train.given_fields(vars(options))
+    recipe, budget = None, changes
+    if options.resume is None:
+        recipe, budget = train.recipe_of(options.preset, float32=options.float32, **changes), {}
+    elif extra := set(changes) - {"games", "minutes"}:
+        raise ValueError(f"a resumed run keeps its recipe: leave out {', '.join(sorted(extra))}.")
+    folder = options.resume or options.out or Path("runs") / options.preset
+    finished = train.train(
+        folder,
+        recipe,
+        **budget,
+        workers=options.workers,
+        compile=options.compile,
+        save_minutes=options.save_minutes,
+        held_out=options.held_out,
+    )
+    if train.is_first_process():
+        stopped = f"stopped, and saved. Go on with: othello-gpt train --resume {folder}"
+        print((folder / "README.md").read_text() if finished else stopped)
+    return 0 if finished else 1
+
+
+def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.add_argument(
+        "models", nargs="*", help="files, folders or repositories; the packaged one if left out"
+    )
+    evaluate.add_argument("--filename", help="the file in folders or repositories")
+    evaluate.add_argument(
+        "--games", type=int, help="how many; 2000, or all of a file's, by default"
+    )
+    evaluate.add_argument("--seed", type=int, help="of the random games; 2024, kept for this")
+    evaluate.add_argument("--file", type=Path, help="games of a file in place of random ones")
+    evaluate.add_argument("--notation", choices=("label", "li", "standard"), help="of the file")
+    evaluate.add_argument("--by-ply", action="store_true", help="a line for each ply, too")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="writes all figures")
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from othello_gpt import OthelloGPT, evaluate
+
+    games, rows, by_ply = _games(options), {}, {}
+    for name in options.models or ["small"]:
+        model = OthelloGPT.from_pretrained(name, filename=options.filename)
+        scores = evaluate.evaluate(model, games, progress=sys.stderr.isatty())
+        rows[name], by_ply[name] = evaluate.summary(scores), evaluate.summary_by_ply(scores)
+    print(f"{len(games)} games; 95 % intervals by resampling games\n")
+    if options.by_ply:
+        for name, plies in by_ply.items():
+            print(
+                evaluate.table({str(ply): row for ply, row in plies.items()}, f"{name}, ply"), "\n"
+            )
+    print(evaluate.table(rows | evaluate.PUBLISHED))
+    if options.json:
+        import json
+
+        options.json.write_text(json.dumps({"models": rows, "by_ply": by_ply}, indent=1) + "\n")
+    return 0
+
+
+def _games(options: argparse.Namespace):
+    from othello_gpt import board, evaluate, games
+
+    if options.file:
+        return games.load_games(options.file, notation=options.notation)[: options.games]
+    seed = evaluate.HELD_OUT_SEED if options.seed is None else options.seed
+    return board.random_games(options.games or 2000, seed)
 
 
 def _report(options: argparse.Namespace) -> int:

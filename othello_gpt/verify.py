@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from interp.neurons import logit_weights
 from interp.patching import patch_sweep, patching_metric
 from othello_gpt import board
+from othello_gpt.evaluate import evaluate
 from othello_gpt.games import example_pair, games_to_tokens
 from othello_gpt.model import GPTConfig, OthelloGPT
-from othello_gpt.vocab import PLAYABLE, label_to_token, square_to_token
+from othello_gpt.vocab import label_to_token, square_to_token
 from othello_gpt.weights import (
     check_sha256,
     convert,
@@ -105,31 +106,15 @@ def _log_prob_gap(a: OthelloGPT, b: OthelloGPT, tokens: Int[Tensor, "game pos"])
 
 
 def _on_random_games(model: OthelloGPT, games) -> list[Check]:
-    tokens = games_to_tokens(games)
-    log_probs = model(tokens).log_softmax(-1)
-    legal, live = legal_tokens(games)
-    illegal = ~legal.gather(-1, log_probs.argmax(-1, keepdim=True))[..., 0]
-    rate = illegal[live].float().mean().item()
-    entropy = legal.sum(-1)[live].float().log().mean().item()
-    uniform = legal / legal.sum(-1, keepdim=True).clamp(min=1)
-    loss = -(uniform * log_probs.clamp(min=-100)).sum(-1)[live].mean().item()
-    count = f"{int(illegal[live].sum())} of {int(live.sum())}"
+    scores = evaluate(model, games)
+    n_illegal, n_live = int(scores.illegal.sum()), int(scores.live.sum())
+    rate, kl = n_illegal / n_live, scores.kl.sum().item() / n_live
+    found = f"{rate:.2%} ({n_illegal} of {n_live})"
     # an untrained model of the published size plays 93 % illegal moves: Li et al. 2022, section 2.3
     return [
-        Check("illegal top moves, random games", f"{rate:.2%} ({count})", "below 50%", rate < 0.5),
-        Check(
-            "loss against uniform over legal",
-            f"{loss:.4f} nats; the best possible is {entropy:.4f}",
-        ),
+        Check("illegal top moves, random games", found, "below 50%", rate < 0.5),
+        Check("KL from uniform over legal", f"{kl:.4f} nats; a perfect model has 0"),
     ]
-
-
-def legal_tokens(games) -> tuple[Bool[Tensor, "game pos d_vocab"], Bool[Tensor, "game pos"]]:
-    """Which tokens may come next after each of the first 59 moves, and where the game goes on at all."""
-    record = board.play(games)
-    legal = torch.from_numpy(record.legal[:, :59]).flatten(2)[..., list(PLAYABLE)]
-    none = torch.zeros_like(legal[..., :1])
-    return torch.cat([none, legal], -1), torch.from_numpy(record.to_move[:, :59] != 0)
 
 
 # Figures of the published synthetic model. The sample game with the model's best guess after each move, and the

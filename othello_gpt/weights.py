@@ -33,6 +33,14 @@ class WeightsError(ValueError):
     """Weights that cannot be had or used: what was found, what was expected, how to mend it."""
 
 
+class _NoSuchFile(WeightsError):
+    """A repository of the hub that has other files."""
+
+
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"  # the index lists shards
+_SHIPPED = ("small", "full")
+
+
 # --- Layouts ----------------------------------------------------------------------------------------
 
 _TL_ROOT = {
@@ -314,12 +322,15 @@ def load_pretrained(
     """A model with trained weights, in evaluation mode.
 
     Args:
-        source: None for the weights that ship in the package; a file (.safetensors, .pth, .ckpt, .pt); a
-            folder made by `save_pretrained`; or a repository of the Hugging Face hub, "owner/name".
-        filename: the file in a folder or repository, by default model.safetensors.
+        source: None or "small" for the weights that ship in the package; "full" for those of the published
+            size, a file set of their own; a file (.safetensors, .pth, .ckpt, .pt); a folder made by
+            `save_pretrained`; or a repository of the Hugging Face hub, "owner/name".
+        filename: the file in a folder or repository, by default model.safetensors, or else the shards that
+            model.safetensors.index.json lists.
         fold: fold LayerNorm and centre weights, as the literature's figures assume; see `fold`.
         n_heads: for the minGPT layout, which does not tell; 8 by default.
-        sha256: of the file; another one is an error, and a wrong download leaves the hub's cache.
+        sha256: of the file, or of all shards one after another; another one is an error, and a wrong
+            download leaves the hub's cache.
         revision, cache_dir, local_files_only, endpoint, token: as in `huggingface_hub.hf_hub_download`. A
             40-digit commit as `revision` is never looked up again; HF_HUB_OFFLINE is respected.
 
@@ -355,24 +366,44 @@ _fold = fold
 
 def find_file(source: str | Path | None, filename: str | None = None, **hub) -> Path:
     """Where the weights lie on this machine, after a download if need be."""
-    if source is None:
-        return Path(str(resources.files("othello_gpt"))) / "assets" / "small" / "model.safetensors"
-    path = Path(source)
+    path = Path(source or "small")
+    if source is None or (str(source) in _SHIPPED and not path.exists()):
+        path = _shipped(path.name)
     if path.is_file():
         return path
-    filename = filename or "model.safetensors"
+    names = [filename] if filename else [_SINGLE, _INDEX]
     if path.is_dir():
-        if (path / filename).is_file():
-            return path / filename
+        for name in names:
+            if (path / name).is_file():
+                return path / name
         raise WeightsError(
-            f"the folder '{path}' has no {filename}. Give `filename=` or the file itself."
+            f"the folder '{path}' has no {names[0]}. Give `filename=` or the file itself."
         )
     is_file_name = path.suffix in (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
     if len(path.parts) != 2 or is_file_name or str(source).startswith((".", "/", "~")):
         raise WeightsError(
             f"'{source}' is no file and no folder here, nor a repository of the hub, which is 'owner/name'."
         )
-    return _from_hub(str(source), filename, **hub)
+    try:
+        return _from_hub(str(source), names[0], **hub)
+    except WeightsError as error:
+        if not isinstance(error, _NoSuchFile):  # shards may lie in the cache, but the hub was asked
+            hub["local_files_only"] = True
+        for name in names[1:]:
+            with suppress(WeightsError):
+                return _from_hub(str(source), name, **hub)
+        raise
+
+
+def _shipped(name: str) -> Path:
+    """The folder of weights that come with the project, under their name."""
+    folder = Path(str(resources.files("othello_gpt"))) / "assets" / name
+    if not folder.is_dir():
+        raise WeightsError(
+            f"the weights '{name}' are a file set of their own, to lie in '{folder}', which is not there: "
+            f"copy othello_gpt/assets/{name} of the project's repository, or give the folder where you have it."
+        )
+    return folder
 
 
 def _from_hub(repo_id: str, filename: str, **hub) -> Path:
@@ -381,7 +412,9 @@ def _from_hub(repo_id: str, filename: str, **hub) -> Path:
     logger.info("asking the hub for %s of %s", filename, repo_id)
     try:
         path = Path(hf_hub_download(repo_id, filename, **hub))
-        if filename == "model.safetensors":
+        for shard in _shard_names(path):
+            hf_hub_download(repo_id, shard, **hub)
+        if filename in (_SINGLE, _INDEX):
             with suppress(errors.EntryNotFoundError):  # the tensors tell the sizes as well
                 hf_hub_download(repo_id, "config.json", **hub)
         return path
@@ -397,7 +430,10 @@ def _from_hub(repo_id: str, filename: str, **hub) -> Path:
         )
         cause = error
     except errors.EntryNotFoundError as error:
-        advice, cause = f"the repository has no file {filename}: give `filename=`", error
+        raise _NoSuchFile(
+            f"cannot have {filename} of '{repo_id}': the repository has no file {filename}: "
+            "give `filename=`."
+        ) from error
     except Exception as error:  # whatever HTTP library the client uses raises errors of its own
         advice, cause = f"the download failed ({type(error).__name__}: {error}): try again", error
     raise WeightsError(f"cannot have {filename} of '{repo_id}': {advice}.") from cause
@@ -405,21 +441,53 @@ def _from_hub(repo_id: str, filename: str, **hub) -> Path:
 
 def check_sha256(path: Path, expected: str | None) -> str:
     """The file's sha256; a wrong one is an error, and is removed if it lies in the hub's cache."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    parts, digest = _parts(path), hashlib.sha256()
+    for part in parts:
+        with part.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    found = digest.hexdigest()
     logger.info("sha256 of %s: %s", path.name, found)
     if expected is not None and found != expected.lower():
         in_cache = "snapshots" in path.parts
-        if in_cache:
-            path.resolve().unlink()
-            path.unlink(missing_ok=True)
+        for part in parts if in_cache else []:
+            part.resolve().unlink()
+            part.unlink(missing_ok=True)
         note = "It was removed from the cache: load again." if in_cache else "Fetch it again."
         raise WeightsError(f"'{path.name}' has sha256 {found}, expected {expected}. {note}")
     return found
 
 
+def _shard_names(path: Path) -> list[str]:
+    """What an index lists; nothing for a file that holds weights itself."""
+    if path.name != _INDEX:
+        return []
+    try:
+        return sorted(set(json.loads(path.read_text())["weight_map"].values()))
+    except (ValueError, KeyError) as error:
+        raise WeightsError(
+            f"'{path}' is no index of shards ({error!r}): fetch it again."
+        ) from error
+
+
+def _parts(path: Path) -> list[Path]:
+    """The files that hold the weights: the shards of an index, or the file itself."""
+    parts = [path.with_name(name) for name in _shard_names(path)]
+    if missing := [part.name for part in parts if not part.is_file()]:
+        raise WeightsError(
+            f"'{path}' lists {', '.join(missing)}, which is not beside it: fetch all its shards."
+        )
+    return parts or [path]
+
+
 def read_state_dict(path: Path) -> StateDict:
-    """The tensors of a file; pickles are read with torch's restricted reader, never in full."""
+    """The tensors of a file, or of all shards of an index.
+
+    Pickles are read with torch's restricted reader, never in full.
+    """
+    return {name: tensor for part in _parts(path) for name, tensor in _read_file(part).items()}
+
+
+def _read_file(path: Path) -> StateDict:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -447,9 +515,9 @@ def _what_it_is(head: bytes, error: Exception) -> str:
 
 
 def _stored_config(path: Path) -> GPTConfig | None:
-    """The sizes in the config.json beside model.safetensors."""
+    """The sizes in the config.json beside model.safetensors or its shards."""
     config = path.with_name("config.json")
-    if path.name != "model.safetensors" or not config.exists():
+    if path.name not in (_SINGLE, _INDEX) or not config.exists():
         return None
     try:
         sizes = json.loads(config.read_text())
@@ -477,24 +545,54 @@ tags: [othello-gpt, mechanistic-interpretability]
 """
 
 
-def save_pretrained(model: OthelloGPT, folder: str | Path) -> None:
-    """Writes config.json, model.safetensors and README.md; each appears whole or not at all."""
+def save_pretrained(
+    model: OthelloGPT,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = 2**32,
+    card: str | None = None,
+) -> None:
+    """Writes config.json, README.md and model.safetensors; each appears whole or not at all.
+
+    Args:
+        dtype: of the tensors in the file; the model's own by default.
+        shard_bytes: weights of more bytes than this become shards of at most as many, listed in
+            model.safetensors.index.json, as on the hub.
+        card: the README; one that tells the sizes by default.
+    """
+    from huggingface_hub import split_torch_state_dict_into_shards
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+        name: tensor.detach().to("cpu", dtype).contiguous()
+        for name, tensor in model.state_dict().items()
     }
+    split = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_bytes)
+    for name, its_tensors in split.filename_to_tensors.items():
+        save_file(
+            {key: tensors[key] for key in its_tensors}, folder / f"{name}.partial", {"format": "pt"}
+        )
+        os.replace(folder / f"{name}.partial", folder / name)
     n_parameters = sum(tensor.numel() for tensor in tensors.values())
-    partial = folder / "model.safetensors.partial"
-    save_file(tensors, partial, {"format": "pt"})
-    os.replace(partial, folder / "model.safetensors")
+    index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
     texts = {
         "config.json": json.dumps(asdict(model.cfg), indent=2) + "\n",
-        "README.md": _CARD.format(**asdict(model.cfg), n_parameters=n_parameters),
-    }
+        "README.md": card or _CARD.format(**asdict(model.cfg), n_parameters=n_parameters),
+    } | ({_INDEX: json.dumps(index, indent=2) + "\n"} if split.is_sharded else {})
     for name, text in texts.items():
-        (folder / f"{name}.partial").write_text(text)
-        os.replace(folder / f"{name}.partial", folder / name)
+        write_text(folder / name, text)
+    for old in [folder / _SINGLE, folder / _INDEX, *folder.glob("model-*-of-*.safetensors")]:
+        if old.name not in {*split.filename_to_tensors, *texts}:
+            old.unlink(missing_ok=True)  # of a model that was saved here before, in other files
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that appears whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
 
 
 def push_to_hub(

@@ -176,6 +176,18 @@ def test_random_games_are_the_same_everywhere():
     assert digest == "6dd81e2ad23975d2002221b1e388b842b496b4da1714e654745c9bea1f774785"
 
 
+def test_the_replies_drawn_with_games_are_those_that_playing_them_finds():
+    """After every ply, forfeits and ends included; and games come by their numbers."""
+    numbers = np.array([3, 70, 4])
+    squares = board.random_games_with_replies(numbers, seed=5).squares
+
+    assert np.array_equal(squares, board.random_games(71, seed=5)[numbers])
+    many = board.random_games_with_replies(np.arange(100))
+    legal = board.play(many.squares).legal.reshape(100, 60, 64)
+    bits = (many.replies[..., None] >> np.arange(64, dtype=np.uint64)) & np.uint64(1)
+    assert np.array_equal(bits.astype(bool), legal)
+
+
 def test_random_moves_are_uniform():
     """Four first moves and three second ones, each as often as the others within five standard deviations."""
     squares = board.random_games(12_000, seed=9)

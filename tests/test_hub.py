@@ -136,3 +136,17 @@ def test_offline_is_respected(hub, tmp_path):
     assert "WeightsError" in run.stderr
     assert "HF_HUB_OFFLINE" in run.stderr
     assert hub.requests == []
+
+
+def test_a_repository_of_shards_gives_its_model(hub, model, options, tmp_path):
+    """With nothing but its index and shards; and again without the hub, from the cache."""
+    save_pretrained(model, tmp_path / "shards", shard_bytes=2500)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "shards").iterdir()}
+    hub.repos["somebody/sharded"] = files
+
+    assert len(files) > 4
+    assert_same(OthelloGPT.from_pretrained("somebody/sharded", **options), model)
+    before = len(hub.requests)
+    offline = options | {"local_files_only": True}
+    assert_same(OthelloGPT.from_pretrained("somebody/sharded", **offline), model)
+    assert len(hub.requests) == before

@@ -25,6 +25,8 @@ ORDER = [
     "othello_gpt.games",
     "othello_gpt.model",
     "othello_gpt.weights",
+    "othello_gpt.evaluate",
+    "othello_gpt.train",
     "othello_gpt",
     "othello_gpt.compat.hook_points",
     "othello_gpt.compat.factored",

@@ -1,5 +1,6 @@
 """Checkpoints: conversion against the reference, folding that moves nothing, and every way to be wrong."""
 
+import hashlib
 import pickle
 
 import pytest
@@ -15,6 +16,7 @@ from othello_gpt.weights import (
     WeightsError,
     convert,
     detect_layout,
+    find_file,
     fold,
     fold_layer_norm,
     load_pretrained,
@@ -154,7 +156,7 @@ def test_saving_and_loading_changes_no_bit(tmp_path_factory, model):
 
 def test_the_packaged_model_knows_the_rules():
     """Under 2 % of its best moves are illegal on random games (0.7 % measured), folded or not."""
-    from othello_gpt.verify import legal_tokens
+    from othello_gpt.evaluate import legal_tokens
 
     games = board.random_games(40, seed=77)
     tokens = games_to_tokens(games)
@@ -260,3 +262,47 @@ def test_sources_and_configs_that_cannot_be_are_named(tmp_path):
         load_pretrained(tmp_path / "model")
     with pytest.raises(WeightsError, match="has sha256 .* expected 00.* Fetch it again"):
         load_pretrained(tmp_path / "model" / "model.safetensors", sha256="00")
+
+
+def test_shards_hold_the_same_model_and_replace_what_was_there(tmp_path):
+    """As on the hub: an index and files of at most so many bytes; saved again whole, they are gone."""
+    model = random_model(SMALL)
+    save_pretrained(model, tmp_path)
+    save_pretrained(model, tmp_path, shard_bytes=2500)
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    loaded = load_pretrained(tmp_path, fold=False, dtype=torch.float64)
+
+    assert len(shards) > 2
+    assert not (tmp_path / "model.safetensors").exists()
+    assert all(torch.equal(loaded.state_dict()[k], v) for k, v in model.state_dict().items())
+    joined = hashlib.sha256(b"".join(shard.read_bytes() for shard in shards)).hexdigest()
+    load_pretrained(tmp_path, sha256=joined)
+    with pytest.raises(WeightsError, match="expected 00"):
+        load_pretrained(tmp_path, sha256="00")
+    shards[1].unlink()
+    with pytest.raises(WeightsError, match=f"lists {shards[1].name}, which is not beside it"):
+        load_pretrained(tmp_path)
+    save_pretrained(model, tmp_path)
+    assert not list(tmp_path.glob("model-*"))
+
+
+def test_half_precision_is_stored_as_such(tmp_path):
+    """Two bytes a number, which is all that it loses."""
+    model = random_model(SMALL)
+    save_pretrained(model, tmp_path, dtype=torch.float16, card="mine")
+    stored = read_state_dict(tmp_path / "model.safetensors")
+
+    assert all(torch.equal(stored[k], v.half()) for k, v in model.state_dict().items())
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_shipped_weights_are_found_by_name(tmp_path, monkeypatch):
+    """ "small" is the default; a set that is not there says where it belongs; a folder here comes first."""
+    monkeypatch.chdir(tmp_path)
+
+    assert find_file("small") == find_file(None)
+    if not find_file(None).parent.with_name("full").exists():
+        with pytest.raises(WeightsError, match="copy othello_gpt/assets/full of the project"):
+            find_file("full")
+    save_pretrained(random_model(SMALL), "full")
+    assert load_pretrained("full").cfg == SMALL

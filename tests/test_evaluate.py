@@ -1,0 +1,174 @@
+"""Measuring a model against the rules: the distances, their intervals, the table and the command."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from model_strategies import random_model
+
+from othello_gpt import GPTConfig, board
+from othello_gpt.cli import main
+from othello_gpt.evaluate import (
+    PUBLISHED,
+    Scores,
+    evaluate,
+    legal_tokens,
+    mean_over_games,
+    score,
+    summary,
+    summary_by_ply,
+    table,
+)
+from othello_gpt.games import games_to_tokens
+from othello_gpt.vocab import square_to_token
+from othello_gpt.weights import save_pretrained
+
+GAMES = board.random_games(40, seed=11)
+SMALL = GPTConfig(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=16)
+
+
+def test_the_legal_tokens_are_the_replies_of_whoever_moves():
+    """Square by square, with forfeits; nothing after a game's end, and padding never."""
+    legal, live = legal_tokens(GAMES)
+    record = board.play(GAMES)
+
+    assert (record.mover[:, 1:] == record.mover[:, :-1])[record.mover[:, 1:] != 0].any()  # forfeits
+    for game, ply in np.ndindex(5, 59):
+        squares = np.flatnonzero(record.legal[game, ply])
+        assert legal[game, ply].nonzero()[:, 0].tolist() == square_to_token(squares).tolist()
+    assert torch.equal(live, legal.any(-1))
+    assert not live.all()
+
+
+def test_a_model_that_knows_the_rules_is_at_no_distance():
+    """The uniform distribution over the legal replies: no illegal move, no mass, no divergence."""
+    legal, live = legal_tokens(GAMES)
+    uniform = legal.double() / legal.sum(-1, keepdim=True).clamp(min=1)
+    scores = score(uniform.log(), legal)
+
+    assert torch.equal(scores.live, live)
+    assert scores.illegal.sum() == scores.illegal_mass.sum() == 0
+    assert scores.kl.abs().max() < 1e-12
+
+
+@given(st.integers(0, 2**16))
+def test_the_distances_are_what_their_definitions_say(seed):
+    """Against plain sums over tokens, in float64."""
+    logits = 3 * torch.randn(1, 4, 61, generator=torch.Generator().manual_seed(seed)).double()
+    legal = torch.rand(1, 4, 61, generator=torch.Generator().manual_seed(seed)) < 0.2
+    scores = score(logits.log_softmax(-1), legal)
+
+    for pos in range(4):
+        p, replies = logits[0, pos].softmax(-1).tolist(), legal[0, pos].nonzero()[:, 0].tolist()
+        if not replies:
+            assert not any(values[0, pos] for values in scores)
+            continue
+        share = 1 / len(replies)
+        assert scores.illegal[0, pos] == (max(range(61), key=p.__getitem__) not in replies)
+        assert math.isclose(
+            scores.illegal_mass[0, pos], 1 - sum(p[t] for t in replies), abs_tol=1e-12
+        )
+        kl = sum(share * math.log(share / p[t]) for t in replies)
+        assert math.isclose(
+            scores.kl[0, pos], kl, abs_tol=1e-6
+        )  # the logarithm of a count is float32
+
+
+def test_evaluating_in_batches_changes_nothing():
+    """Seven games at a time or all at once; and every position counts for itself."""
+    model = random_model(SMALL)
+    whole, single = evaluate(model, GAMES), evaluate(model, GAMES, batch=7)
+    with torch.no_grad():
+        direct = score(
+            model(games_to_tokens(GAMES)).float().log_softmax(-1), legal_tokens(GAMES)[0]
+        )
+
+    for a, b, c in zip(whole, single, direct, strict=True):
+        assert torch.allclose(a.float(), b.float(), atol=1e-5)
+        assert torch.allclose(a.float(), c.float(), atol=1e-5)
+
+
+def test_the_interval_of_independent_games_is_the_normal_one():
+    """1.96 standard errors on either side, within a tenth; and the mean in between."""
+    values = torch.randn(2000, 1, generator=torch.Generator().manual_seed(1))
+    mean, low, high = mean_over_games(values, torch.ones(2000, 1, dtype=torch.bool))
+    error = values.std().item() / 2000**0.5
+
+    assert math.isclose(mean, values.mean().item(), abs_tol=1e-6)
+    assert low < mean < high
+    assert math.isclose(high - low, 2 * 1.96 * error, rel_tol=0.1)
+
+
+def test_positions_of_a_game_are_not_counted_as_independent():
+    """If all positions of a game agree, the interval is that of its games."""
+    values = torch.randn(300, 1, generator=torch.Generator().manual_seed(2))
+    one = mean_over_games(values, torch.ones(300, 1, dtype=torch.bool))
+    many = mean_over_games(values.expand(300, 59), torch.ones(300, 59, dtype=torch.bool))
+
+    assert np.allclose(one, many, atol=1e-6)
+
+
+def test_plies_weighted_by_their_positions_give_the_whole():
+    """The mean over all positions is the mean of the plies' means, by how many positions each has."""
+    scores = evaluate(random_model(SMALL), GAMES)
+    counts = scores.live.sum(0)
+    by_ply, whole = summary_by_ply(scores), summary(scores)
+
+    assert list(by_ply) == counts.nonzero()[:, 0].tolist()
+    for name, interval in whole.items():
+        total = sum(by_ply[ply][name].mean * counts[ply].item() for ply in by_ply)
+        assert math.isclose(total / counts.sum().item(), interval.mean, rel_tol=1e-5)
+
+
+def test_what_is_not_live_counts_for_nothing():
+    """Whatever stands at positions after a game's end."""
+    scores = evaluate(random_model(SMALL), GAMES)
+    spoilt = Scores(*(torch.where(scores.live, s, 7.0) for s in scores[:3]), scores.live)
+
+    assert summary(spoilt) == summary(scores)
+
+
+def test_the_table_has_a_line_for_each_model_and_each_published_figure():
+    """The published ones without intervals."""
+    rows = {"mine": summary(evaluate(random_model(SMALL), GAMES))}
+    lines = table(rows | PUBLISHED).splitlines()
+
+    assert lines[0].split()[:3] == ["model", "illegal", "top"]
+    assert lines[1].startswith("mine")
+    assert lines[1].count(" to ") == 3
+    assert lines[2].endswith("0.01%")
+    assert len(lines) == 2 + len(PUBLISHED)
+
+
+@pytest.mark.parametrize("source", ["random", "file"])
+def test_the_command_compares_models_on_random_games_or_those_of_a_file(tmp_path, capsys, source):
+    """One table, the plies, and the figures as JSON that agree with the library's."""
+    for name, seed in (("a", 0), ("b", 1)):
+        save_pretrained(random_model(SMALL, seed, torch.float32), tmp_path / name)
+    np.save(tmp_path / "games.npy", GAMES)
+    models, figures = [str(tmp_path / name) for name in "ab"], tmp_path / "figures.json"
+    which = (
+        ["--games", "40", "--seed", "11"]
+        if source == "random"
+        else ["--file", str(tmp_path / "games.npy")]
+    )
+
+    assert main(["evaluate", *models, *which, "--by-ply", "--json", str(figures)]) == 0
+    out, stored = capsys.readouterr().out, json.loads(figures.read_text())
+    assert out.startswith("40 games")
+    assert "Li et al., random games" in out
+    for name, seed in zip(models, (0, 1), strict=True):
+        expected = summary(evaluate(random_model(SMALL, seed, torch.float32), GAMES))["kl"]
+        assert np.allclose(stored["models"][name]["kl"], expected, rtol=1e-3)
+        assert "58" in stored["by_ply"][name]
+        assert f"{name}, ply" in out
+
+
+def test_no_games_are_an_error():
+    """And the message says what to give."""
+    with pytest.raises(ValueError, match="no games to evaluate on: give at least one"):
+        evaluate(random_model(SMALL), GAMES[:0])

@@ -1,0 +1,401 @@
+"""Training: objectives, optimizers, games of any process, resuming, stopping, being killed, many processes."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from model_strategies import random_model
+
+from othello_gpt import GPTConfig, OthelloGPT, board
+from othello_gpt.cli import main
+from othello_gpt.evaluate import HELD_OUT_SEED, evaluate
+from othello_gpt.evaluate import legal_tokens as legal_tokens_of_games
+from othello_gpt.games import games_to_tokens
+from othello_gpt.train import (
+    OBJECTIVES,
+    PRESETS,
+    Games,
+    Muon,
+    Recipe,
+    Trainer,
+    command,
+    learning_rate,
+    legal_tokens,
+    optimizers,
+    orthogonalise,
+    recipe_of,
+    train,
+)
+from othello_gpt.weights import save_pretrained
+
+ROOT = Path(__file__).parent.parent
+SMALL = GPTConfig(n_layers=2, d_model=16, n_heads=2, d_head=4, d_mlp=24)
+SHORT = Recipe(SMALL, games=160, batch=4, bf16=False, warm_up=0.1)  # 40 steps
+
+
+def run(folder, recipe=None, **options) -> bool:
+    """Training as in the tests: games made in this process, a few to be evaluated on."""
+    return train(folder, recipe, workers=0, held_out=2, **options)
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return torch.load(Path(folder) / "checkpoint.pt", weights_only=True)["model"]
+
+
+def log(folder) -> list[dict]:
+    """The lines of a run's log without what depends on the clock."""
+    rows = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+    return [
+        {k: r[k] for k in ("games", "loss", "floor", "kl", "illegal", "learning_rate")}
+        for r in rows
+    ]
+
+
+def assert_same(a: dict, b: dict) -> None:
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+# --- What is learned from
+
+
+def test_the_two_objectives_agree_on_average_over_the_move():
+    """The loss on each legal reply, averaged, is the loss against all of them: in float64, forfeits included."""
+    games = board.random_games(6, seed=2)
+    tokens, (legal, _) = games_to_tokens(games), legal_tokens_of_games(games)
+    log_probs = torch.randn(legal.shape, dtype=torch.float64).log_softmax(-1)
+    averaged = torch.zeros(legal.shape[:2], dtype=torch.float64)
+    for token in range(1, 61):
+        loss = OBJECTIVES["next-move"](log_probs, torch.full((6, 60), token), legal)
+        averaged += loss * legal[..., token] / legal.sum(-1).clamp(min=1)
+
+    assert has_forfeit(games)
+    assert torch.allclose(OBJECTIVES["legal-moves"](log_probs, tokens, legal), averaged, atol=1e-12)
+
+
+def has_forfeit(games) -> bool:
+    mover = board.play(games).mover
+    return bool(((mover[:, 1:] == mover[:, :-1]) & (mover[:, 1:] != 0)).any())
+
+
+def test_games_travel_as_words_and_arrive_as_tokens():
+    """The replies of a batch, unpacked, are the legal tokens that playing its games gives."""
+    batch = next(Games(seed=3, batch=8).batches(first_step=2, workers=0))
+
+    assert np.array_equal(batch.squares, board.random_games(24, 3)[16:])
+    legal = legal_tokens_of_games(batch.squares.numpy())[0]
+    assert torch.equal(legal_tokens(batch.replies[:, :59]), legal)
+
+
+def test_processes_share_every_step():
+    """The shares of three processes, joined, are the games of the step."""
+    whole = islice(Games(1, 900).batches(1, workers=0), 3)
+    shares = [Games(1, 900, rank, 3).batches(1, workers=0) for rank in range(3)]
+
+    for all_games, *parts in zip(whole, *shares, strict=False):
+        joined = np.concatenate([part.squares for part in parts])
+        assert np.array_equal(joined, all_games.squares)
+
+
+def test_any_step_can_come_first_and_other_processes_make_the_same_games():
+    """Two workers, from the fourth step on, in the middle of a block."""
+    batches = islice(Games(1, 900).batches(3, workers=2), 3)
+
+    for step, batch in enumerate(batches, 3):
+        numbers = np.arange(900 * step, 900 * (step + 1))
+        assert np.array_equal(batch.squares, board.random_games_with_replies(numbers, 1).squares)
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_zero():
+    """Over the parts of the budget that the recipe says."""
+    recipe = replace(SHORT, warm_up=0.1, cool_down=0.5)
+    rates = [learning_rate(progress, recipe) for progress in (0, 0.05, 0.1, 0.5, 0.75, 1)]
+
+    assert rates == pytest.approx([0, 0.5, 1, 1, 0.5, 0])
+    assert learning_rate(0.3, replace(recipe, warm_up=0, cool_down=0)) == 1
+
+
+# --- Optimizers
+
+
+@given(st.integers(0, 2**16), st.sampled_from([(6, 6), (4, 9), (9, 4)]))
+def test_orthogonalising_keeps_singular_vectors_and_evens_the_values(seed, shape):
+    """All singular values come near 1, in the same basis."""
+    generator = torch.Generator().manual_seed(seed)
+    U, _, Vh = torch.linalg.svd(
+        torch.randn(3, *shape, generator=generator).double(), full_matrices=False
+    )
+    values = 0.3 + torch.rand(3, min(shape), generator=generator).double()
+    rotated = U.mT @ orthogonalise(U * values[:, None] @ Vh) @ Vh.mT
+    found = rotated.diagonal(dim1=-2, dim2=-1)
+
+    assert (rotated - torch.diag_embed(found)).abs().max() < 1e-9
+    assert found.min() > 0.65
+    assert found.max() < 1.25
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has one from 2.9 on")
+def test_heads_are_stepped_as_the_one_matrix_that_they_act_as():
+    """Like torch's own Muon on the matrices of all heads (as it wants them, out by in), to bfloat16."""
+    model = random_model(GPTConfig(2, 32, 2, 16, 96), dtype=torch.float32)
+    (ours, _), attn, mlp = (
+        optimizers(model, Recipe(games=1)),
+        model.blocks[1].attn,
+        model.blocks[1].mlp,
+    )
+    acting = {
+        attn.W_Q: lambda W: torch.cat([*W], 1),  # heads side by side
+        attn.W_O: lambda W: torch.cat([*W], 0),
+        mlp.W_in: lambda W: W,
+        mlp.W_out: lambda W: W,
+    }
+    theirs = {W: act(W).T.detach().clone().requires_grad_() for W, act in acting.items()}
+    reference = torch.optim.Muon(theirs.values(), lr=0.02)
+    before = {W: W.detach().clone() for W in acting}
+    for _ in range(3):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        for W, act in acting.items():
+            theirs[W].grad = act(W.grad).T.contiguous()
+        ours.step()
+        reference.step()
+
+    for W, act in acting.items():
+        moved = act(before[W]).T - act(W.detach()).T
+        assert (act(W).T - theirs[W]).norm() < 0.03 * moved.norm()
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_every_parameter_is_trained_by_one_optimizer(optimizer):
+    """None is left out and none is stepped twice; Muon has the blocks' matrices and nothing else."""
+    model = OthelloGPT(SMALL)
+    made = optimizers(model, replace(SHORT, optimizer=optimizer))
+    ids = [[id(p) for group in each.param_groups for p in group["params"]] for each in made]
+    matrices = [
+        p for name, p in model.named_parameters() if name.split(".")[-1][:2] == "W_" and "." in name
+    ]
+
+    assert sorted(chain(*ids)) == sorted(map(id, model.parameters()))
+    assert [isinstance(each, Muon) for each in made] == (
+        [True, False] if optimizer == "muon" else [False]
+    )
+    if optimizer == "muon":
+        assert sorted(ids[0]) == sorted(map(id, matrices))
+
+
+# --- Runs
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_training_lowers_the_distance_from_the_rules(tmp_path, objective, optimizer):
+    """Two layers, a few hundred games: under both objectives and both optimizers."""
+    recipe = Recipe(
+        GPTConfig(2, 32, 2, 16, 64), games=640, batch=16, objective=objective, optimizer=optimizer
+    )
+    assert run(tmp_path / "run", recipe)
+    games = board.random_games(20, HELD_OUT_SEED)
+    untrained, trained = (
+        evaluate(model, games)
+        for model in (Trainer(recipe).model, OthelloGPT.from_pretrained(tmp_path / "run"))
+    )
+
+    assert trained.kl.sum() < 0.95 * untrained.kl.sum()
+    assert trained.illegal.sum() < 0.9 * untrained.illegal.sum()
+
+
+@pytest.mark.slow
+def test_the_tiny_preset_learns_the_rules(tmp_path):
+    """At a fifth of its games: the last line of its log has less than half of the moves illegal."""
+    recipe = recipe_of("tiny", games=1920, batch=32)
+    run(tmp_path / "run", recipe)
+    rows = log(tmp_path / "run")
+
+    assert rows[-1]["illegal"] < 0.5
+    assert rows[0]["illegal"] > rows[-1]["illegal"]
+    assert abs(rows[-1]["loss"] - rows[-1]["floor"] - rows[-1]["kl"]) < 1e-5
+
+
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch):
+    """Stopped by a signal in its 23rd step, which it ends; resumed, weights and log are the same bit by bit."""
+    assert run(tmp_path / "whole", SHORT)
+    step = Trainer.step
+
+    def signalled(trainer, games):
+        if trainer.steps == 22:
+            signal.raise_signal(signal.SIGTERM)
+        step(trainer, games)
+
+    monkeypatch.setattr(Trainer, "step", signalled)
+    assert not run(tmp_path / "parts", SHORT)
+    assert Trainer.load(tmp_path / "parts" / "checkpoint.pt").steps == 23
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    monkeypatch.setattr(Trainer, "step", step)
+    with (tmp_path / "parts" / "log.jsonl").open("a") as file:  # as if it had been killed later on
+        file.write(json.dumps({"games": 120}) + "\n")
+    assert run(tmp_path / "parts")
+
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    whole, parts = log(tmp_path / "whole"), log(tmp_path / "parts")
+    assert whole[0] == parts[0]  # a report begins anew after a stop
+    assert [row["games"] for row in whole] == [row["games"] for row in parts] == [80, 160]
+
+
+def test_a_signal_in_the_first_step_ends_the_run_at_once(tmp_path, monkeypatch):
+    """It may be compiling, and there is nothing to save."""
+    monkeypatch.setattr(Trainer, "step", lambda *_: signal.raise_signal(signal.SIGINT))
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", SHORT)
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+KILLED = """
+import os, signal, sys, torch
+from othello_gpt.train import Recipe, GPTConfig, train
+recipe = Recipe(GPTConfig(2, 16, 2, 4, 24), games=160, batch=4, bf16=False, warm_up=0.1)
+save, saves = torch.save, []
+def half_a_save(state, file):
+    saves.append(state["steps"])
+    if len(saves) == 3:
+        save(state, file)
+        file.truncate(file.tell() // 2)
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(state, file)
+torch.save = half_a_save
+train(sys.argv[1], recipe, workers=0, save_minutes=0)
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_in_the_middle_of_a_save_leaves_the_last_checkpoint(tmp_path):
+    """kill -9 with half of the third checkpoint written: the second is there, and the run goes on from it."""
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "run"], env=environment())
+
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "run" / "checkpoint.pt.partial").exists()
+    assert Trainer.load(tmp_path / "run" / "checkpoint.pt").steps == 2
+    assert run(tmp_path / "run")
+    assert run(tmp_path / "whole", SHORT)
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(tmp_path):
+    """torchrun with two gloo processes, each with half of every batch: the same curve, to float noise."""
+    options = [
+        "--preset=tiny",
+        "--games=640",
+        "--batch=16",
+        "--float32",
+        "--workers=0",
+        "--held-out=2",
+    ]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    two = [*torchrun, "-m", "othello_gpt", "train", *options, "--out", tmp_path / "two"]
+    run = subprocess.run(two, env=environment(), capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert main(["train", *options, "--out", str(tmp_path / "one")]) == 0
+
+    rows = list(zip(log(tmp_path / "one"), log(tmp_path / "two"), strict=True))
+    assert len(rows) == 2
+    for one, both in rows:
+        assert one.keys() == both.keys()
+        for name in ("games", "loss", "floor", "kl", "learning_rate"):
+            assert math.isclose(one[name], both[name], rel_tol=1e-5), name
+
+
+def test_a_budget_of_time_ends_a_run(tmp_path):
+    """After as many minutes, whatever the games; and the learning rate has fallen by then."""
+    assert run(tmp_path / "run", replace(SHORT, games=None, minutes=0.02))
+    trainer = Trainer.load(tmp_path / "run" / "checkpoint.pt")
+
+    assert 1.2 <= trainer.seconds < 10
+    assert trainer.progress == 1
+    assert trainer.optimizers[0].param_groups[0]["lr"] < 0.5 * SHORT.lr
+
+
+def test_training_can_start_from_weights(tmp_path):
+    """From a folder, with the first step (of rate 0) still those weights; other sizes are an error."""
+    start = random_model(SMALL, dtype=torch.float32)
+    save_pretrained(start, tmp_path / "start")
+    recipe = replace(SHORT, init=str(tmp_path / "start"), games=4)
+    assert run(tmp_path / "run", recipe)
+
+    assert_same(start.state_dict(), weights(tmp_path / "run"))
+    with pytest.raises(ValueError, match="n_layers=2.*but the recipe has .*n_layers=8"):
+        run(tmp_path / "other", replace(recipe, model=GPTConfig()))
+
+
+def test_the_weights_that_are_saved_are_the_trained_ones_in_half_precision(tmp_path):
+    """With a card that names the recipe's command, the seed and the figures."""
+    assert run(tmp_path / "run", SHORT)
+    loaded = OthelloGPT.from_pretrained(tmp_path / "run", fold=False).state_dict()
+
+    for name, W in weights(tmp_path / "run").items():
+        assert torch.equal(loaded[name], W.half().float())
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert f"On 2 games of seed {HELD_OUT_SEED}" in card
+    assert repr(SHORT) in card
+
+
+@given(
+    preset=st.sampled_from(sorted(PRESETS)),
+    games=st.integers(1, 10**9),
+    lr=st.floats(1e-6, 1),
+    objective=st.sampled_from(sorted(OBJECTIVES)),
+    float32=st.booleans(),
+)
+def test_the_command_of_a_recipe_gives_that_recipe(preset, games, lr, objective, float32):
+    """What the card says, typed in again, trains the same."""
+    recipe = recipe_of(preset, games=games, lr=lr, objective=objective, float32=float32)
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("othello_gpt.train.train", lambda folder, recipe, **_: seen.append(recipe))
+        main(command(recipe).split()[1:])
+
+    assert seen == [recipe]
+
+
+def test_what_cannot_be_trained_is_named(tmp_path, capsys):
+    """Unknown choices, no budget, the seed kept for evaluation, uneven shares, folders in the way."""
+    for changes, message in (
+        ({"objective": "win"}, "`objective` is 'win', but must be one of legal-moves, next-move"),
+        ({"optimizer": "sgd"}, "must be one of muon, adamw"),
+        ({"games": None}, "needs a budget: give `games`, `minutes` or both"),
+        ({"seed": HELD_OUT_SEED}, "whose games are for evaluation: take another"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(SHORT, **changes)
+    with pytest.raises(ValueError, match="`batch` is 4, which 3 processes cannot share equally"):
+        Games(0, 4, 0, 3)
+    with pytest.raises(ValueError, match="no run in .* to go on with"):
+        run(tmp_path / "nothing")
+    (tmp_path / "checkpoint.pt").touch()
+    with pytest.raises(ValueError, match="holds a run already. Go on with it"):
+        run(tmp_path, SHORT)
+    assert main(["train", "--resume", str(tmp_path), "--lr", "1"]) == 1
+    assert "a resumed run keeps its recipe: leave out lr" in capsys.readouterr().err
