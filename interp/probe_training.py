@@ -125,9 +125,9 @@ class _Moments(NamedTuple):
     x: Float[Tensor, "layer d_model"]
     xx: Float[Tensor, "layer d_model d_model"]
     by_class: list[
-        Float[Tensor, "layer d_model square*k"]
+        Float[Tensor, "layer d_model column"]
     ]  # x summed over the positions of each class
-    n_class: list[Float[Tensor, " square*k"]]
+    n_class: list[Float[Tensor, " column"]]
 
     @property
     def mean(self) -> Float[Tensor, "layer d_model"]:
@@ -165,13 +165,13 @@ def _moments(
     return _Moments(n, x, xx, by_target[:n_targets], by_target[n_targets:])
 
 
-def _one_hot(labels: Int[Tensor, "n 8 8"], target: Target) -> Int[Tensor, "n square*k"]:
+def _one_hot(labels: Int[Tensor, "n 8 8"], target: Target) -> Int[Tensor, "n column"]:
     return F.one_hot(labels.flatten(1), len(target.classes)).flatten(1)
 
 
 def _discriminant(
     moments: _Moments, by_class: Tensor, n_class: Tensor, ridge: float
-) -> tuple[Float[Tensor, "layer d_model square*k"], Float[Tensor, "layer square*k"]]:
+) -> tuple[Float[Tensor, "layer d_model column"], Float[Tensor, "layer column"]]:
     """W = S^-1 m and b = log p - m^T S^-1 m / 2 - mean^T W, square by square.
 
     S is the covariance within the square's classes, m their means less the common one, p their shares. One
@@ -184,10 +184,11 @@ def _discriminant(
     k = len(n_class) // 64
     solved = torch.linalg.solve(moments.covariance(ridge), m)
     m, solved = (x.unflatten(-1, (64, k)).transpose(1, 2) for x in (m, solved))  # [layer, 64, d, k]
-    p = (n_class.view(64, k) + 0.5) / (moments.n + 0.5 * k)  # a class never seen stays unlikely
-    inner = torch.eye(k).to(m) - p[:, :, None] * (m.mT @ solved)
+    n_class = n_class.view(64, k)
+    inner = torch.eye(k).to(m) - (n_class / moments.n)[:, :, None] * (m.mT @ solved)
     W = solved @ torch.linalg.inv(inner)
-    b = p.log() - (m * W).sum(2) / 2 - torch.einsum("ld,lsdk->lsk", mean, W)
+    log_p = ((n_class + 0.5) / (moments.n + 0.5 * k)).log()  # finite for a class never seen
+    b = log_p - (m * W).sum(2) / 2 - torch.einsum("ld,lsdk->lsk", mean, W)
     return W.transpose(1, 2).flatten(2), b.flatten(1)
 
 
@@ -252,8 +253,9 @@ def train_probes(
     ]
 
 
-# Weights of one target's probes, of all layers together: W, b of each layer of weights in turn.
-_Head = list[Float[Tensor, "layer rows columns"]]
+_Head = list[
+    Tensor
+]  # one target's probes of all layers: W [layer, rows, columns], b [layer, 1, columns], ...
 
 
 class _Whitening(NamedTuple):

@@ -33,7 +33,7 @@ class Directions(NamedTuple):
 class Probe:
     """What linear and two-layer probes have in common: a layer, a question, its classes, and logits."""
 
-    W: Float[Tensor, "from row=8 col=8 state"]
+    W: Float[Tensor, "reads row=8 col=8 state"]
     b: Float[Tensor, "row=8 col=8 state"]
     layer: int  # reads blocks.{layer}.hook_resid_post; -1 reads the embeddings
     classes: tuple[str, ...]

@@ -33,12 +33,14 @@ def planted_stream(code: torch.Tensor, positions: slice):
     Outside `positions`, and where nobody moves, everything is reversed, and a hundred times as long.
     """
 
+    noise = seeded()
+
     def stream(model, tokens, layers):
         record = board.play(token_to_square(tokens).numpy())
         relative = torch.from_numpy(record.state * record.to_move[..., None, None]).flatten(2)
-        coordinates = torch.cat([relative, relative == 0], -1).float()
+        coordinates = torch.cat([relative, relative == 0], -1).double()
         resid = coordinates @ code.T
-        resid += 0.02 * torch.randn(resid.shape, generator=torch.Generator().manual_seed(0))
+        resid += 0.02 * torch.randn(resid.shape, generator=noise)
         misleading = torch.from_numpy(record.to_move == 0)
         outside = torch.ones(resid.shape[1], dtype=torch.bool)
         outside[positions] = False
@@ -59,11 +61,11 @@ def test_a_planted_code_comes_back(monkeypatch, fit):
     forfeits, on which a tenth of these games turn.
     """
     generator = torch.Generator().manual_seed(0)
-    code = torch.linalg.qr(torch.randn(136, 128, generator=generator)).Q
+    code = torch.linalg.qr(torch.randn(136, 128, generator=generator).double()).Q
     positions = slice(5, None)
     monkeypatch.setattr(probe_training, "residual_stream", planted_stream(code, positions))
     squares = torch.from_numpy(board.random_games(600, seed=1))
-    options = {} if fit is fit_probes else {"lr": 1e-4}
+    options = {} if fit is fit_probes else {"lr": 1e-2}
     (probe,) = fit(random_model(PLANTED), squares, layers=[0], positions=positions, **options)
     held_out = torch.from_numpy(board.random_games(60, seed=2))
     accuracy = probe_accuracy(random_model(PLANTED), [probe], held_out, positions=positions)
