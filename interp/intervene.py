@@ -158,7 +158,7 @@ def optimised(lr: float = 1e-3, steps: int = 1000, keep: float = 0.2) -> Change:
     """
 
     def change(resid: Tensor, probe: Probe, wanted: Wanted) -> Tensor:
-        weight = torch.full(wanted.board.shape, keep, device=resid.device)
+        weight = torch.full_like(wanted.board, keep, dtype=resid.dtype)
         weight.scatter_(1, wanted.square[:, None], 1.0)
         edited = resid.detach().clone()
         optimizer = torch.optim.Adam([edited.requires_grad_()], lr)

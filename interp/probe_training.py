@@ -208,7 +208,7 @@ def train_probes(
 ) -> list[Probe]:
     """Probes fitted by gradient on the cross-entropy: target by target, layer by layer.
 
-    Linear ones start from the discriminant of the first eighth of the games, which is gone through twice.
+    Linear ones start from the discriminant of the first quarter of the games, which is gone through twice.
 
     Args:
         squares: games to train on, 0 to 63 and -1 after the end. Score on other games.
@@ -228,7 +228,7 @@ def train_probes(
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(len(squares), generator=generator) for _ in range(epochs)]
     batches = [games for order in orders for games in squares[order].split(batch_size)]
-    first = squares[orders[0][: (len(squares) + 7) // 8]]
+    first = squares[orders[0][: (len(squares) + 3) // 4]]
     moments = _moments(model, first, layers, targets, positions, 2 * batch_size, progress)
     whitening = _Whitening.of(moments, model.dtype)
     heads = [_head(moments, whitening, i, hidden, generator) for i in range(len(targets))]
