@@ -147,7 +147,7 @@ def optimised(lr: float = 1e-3, steps: int = 1000, keep: float = 0.2) -> Change:
     """The stream after Adam has brought the probe's cross-entropy against the edited board down.
 
     Args:
-        lr: how far a step moves each dimension at most.
+        lr: about how far a step moves each dimension.
         steps: how many there are.
         keep: the weight of each other square, against 1 for the edited one.
 

@@ -115,7 +115,7 @@ def test_erasing_leaves_the_classes_equally_likely():
 
 @pytest.mark.parametrize("probe", [random_probe(), two_layer_probe()], ids=["linear", "two layers"])
 def test_optimising_brings_the_new_board_about(probe):
-    """The weighted cross-entropy falls in every case, within reach of the steps, and no weight has a gradient."""
+    """The weighted cross-entropy falls in every case, and no weight has a gradient."""
     edited = optimised(0.01, steps=50)(RESID, probe, WANTED)
     weight = torch.full((8, 64), 0.2).double()
     weight[torch.arange(8), WANTED.square] = 1.0
@@ -126,7 +126,6 @@ def test_optimising_brings_the_new_board_about(probe):
         return (weight * wrong).sum(1)
 
     assert (losses(edited) < losses(RESID)).all()
-    assert (edited - RESID).abs().max() <= 50 * 0.01 + 1e-9
     assert not any(tensor.requires_grad for tensor in probe.tensors().values())
     with pytest.raises(ValueError, match="take a smaller `lr`"):
         optimised(1e308, steps=3)(RESID, probe, WANTED)
