@@ -17,7 +17,7 @@ class Estimate(NamedTuple):
 
 def bootstrap_ratio(
     numerator: Float[Tensor, "game *part"],
-    denominator: Float[Tensor, "game *part"],
+    denominator: Float[Tensor, "game *#part"],
     *,
     level: float = 0.95,
     draws: int = 1000,

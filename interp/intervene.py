@@ -201,20 +201,16 @@ class Preset:
     change: Change
     layers: tuple[int, ...]
     probe_layer: int | None = None  # None: at each layer its own
-    site: str | None = (
-        None  # "attn_out" and the like; None: the stream after the layer, as probes read it
-    )
+    site: str | None = None  # "attn_out" or the like; None: the stream that probes read
 
     def sites(self) -> dict[str, int]:
         """Where the stream is changed, and the layer whose probe guides it."""
-        places = {
-            resid_site(layer) if self.site is None else f"blocks.{layer}.hook_{self.site}": layer
-            for layer in self.layers
-        }
-        return {
-            site: layer if self.probe_layer is None else self.probe_layer
-            for site, layer in places.items()
-        }
+        if self.site is None:
+            places = [resid_site(layer) for layer in self.layers]
+        else:
+            places = [f"blocks.{layer}.hook_{self.site}" for layer in self.layers]
+        guides = self.layers if self.probe_layer is None else [self.probe_layer] * len(places)
+        return dict(zip(places, guides, strict=True))
 
 
 class EditedRun(NamedTuple):
@@ -244,11 +240,8 @@ def run_edited(
     """
     by_layer = _by_layer(model, preset, probes)
     order = cases.last.argsort(kind="stable")
-    runs = []
-    for first in range(0, len(cases), batch_size):
-        runs.append(
-            _run_batch(model, cases.select(order[first : first + batch_size]), preset, by_layer)
-        )
+    batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+    runs = [_run_batch(model, cases.select(batch), preset, by_layer) for batch in batches]
     back = torch.as_tensor(order.argsort(), device=model.device)
     return EditedRun(*(torch.cat(parts)[back] for parts in zip(*runs, strict=True)))
 
@@ -285,8 +278,8 @@ def _by_layer(
         raise ValueError(
             f"the preset needs probes of layers {missing}, but `probes` has those of {sorted(by_layer)}."
         )
-    for probe in by_layer.values():
-        check_reads(probe, model)
+    check_reads(probes, model)
+    for probe in probes:
         if probe.classes != MINE.classes:
             raise ValueError(
                 f"a probe of layer {probe.layer} reads {', '.join(probe.classes)}, but edits need probes of "
@@ -299,7 +292,8 @@ def presets(model: OthelloGPT) -> dict[str, Preset]:
     """The published edits and ours, at layers and lengths that suit this model.
 
     Layers are those of the literature in a model of eight. Lengths were chosen on `natural_cases(300, seed=1)`
-    with the packaged model and are shares of the length of its stream, which differs from model to model.
+    with the packaged model; those of `nanda_add` and `li_gradient` are shares of the stream's length, which
+    differs from model to model.
     """
     n_layers = model.cfg.n_layers
     games = torch.from_numpy(board.random_games(16, seed=0))

@@ -34,10 +34,8 @@ class Outcome(NamedTuple):
     """What the model does after each edit."""
 
     top_n: Float[Tensor, " case"]  # errors against the edited board, of the N most probable moves
-    threshold: Float[
-        Tensor, " case"
-    ]  # errors against the edited board, of the moves above 1 / (2 N)
-    top_n_before: Float[Tensor, " case"]  # the same against the true board
+    threshold: Float[Tensor, " case"]  # the same of the moves above 1 / (2 N)
+    top_n_before: Float[Tensor, " case"]  # both against the true board
     threshold_before: Float[Tensor, " case"]
     newly_legal: Float[Tensor, " case"]  # probability of the moves that the edit makes legal
     newly_illegal: Float[Tensor, " case"]  # probability of the moves that it takes away
@@ -141,6 +139,12 @@ class Row(NamedTuple):
     means: dict[str, Estimate]  # of each field of the outcome, with intervals over cases
 
 
+HEADS = (  # of the fields of `Outcome`, in two lines
+    "top_n threshold top_n threshold newly newly never edit others",
+    "after after before before legal illegal legal landed changed",
+)
+
+
 class Benchmark(NamedTuple):
     """Rows, the unedited model first, and the text in which they are shown."""
 
@@ -148,25 +152,9 @@ class Benchmark(NamedTuple):
     rows: tuple[Row, ...]
 
     def __str__(self) -> str:
-        heads = [
-            *(
-                "top_n",
-                "threshold",
-                "top_n",
-                "threshold",
-                "newly",
-                "newly",
-                "never",
-                "landed",
-                "others",
-            ),
-            *("after", "after", "before", "before", "legal", "illegal", "legal", "", "changed"),
-        ]
-        lines = [
-            "".join(f"{'':30}" + "".join(f"{h:>10}" for h in heads[i : i + 9])) for i in (0, 9)
-        ]
-        lines[0] = f"{self.n_cases} cases".ljust(30) + lines[0][30:]
-        return "\n".join([*lines, *map(_line, self.rows)])
+        heads = [f"{'':30}" + "".join(f"{word:>10}" for word in line.split()) for line in HEADS]
+        heads[0] = f"{self.n_cases} cases".ljust(30) + heads[0][30:]
+        return "\n".join([*heads, *map(_line, self.rows)])
 
 
 def _line(row: Row) -> str:

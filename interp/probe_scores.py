@@ -112,8 +112,7 @@ def probe_accuracy(
             does not read this model's residual stream.
     """
     asked = [_target_of(probe, targets) for probe in probes]
-    for probe in probes:
-        check_reads(probe, model)
+    check_reads(probes, model)
     layers = list(dict.fromkeys(probe.layer for probe in probes))
     distinct = list({target.name: target for target in asked}.values())
 
@@ -133,7 +132,7 @@ def probe_accuracy(
 def majority_baseline(
     model: OthelloGPT,
     squares: Int[Tensor, "game ply"],
-    held_out: Int[Tensor, "game ply"],
+    held_out: Int[Tensor, "held_out ply"],
     targets: Sequence[Target] = (MINE,),
     positions: slice = EVERYWHERE,
 ) -> ProbeAccuracy:

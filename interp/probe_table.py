@@ -51,7 +51,7 @@ def _line(row: ProbeRow) -> str:
 def probe_table(
     model: OthelloGPT,
     squares: Int[Tensor, "game ply"],
-    held_out: Int[Tensor, "game ply"],
+    held_out: Int[Tensor, "held_out ply"],
     targets: Sequence[Target] = (MINE,),
     *,
     hidden: int | None = None,
@@ -91,7 +91,7 @@ def _rows(
     name: str,
     model: OthelloGPT,
     probes: Sequence[Probe],
-    held_out: Int[Tensor, "game ply"],
+    held_out: Int[Tensor, "held_out ply"],
     targets: Sequence[Target],
 ) -> list[ProbeRow]:
     accuracy = probe_accuracy(model, probes, held_out, targets=targets)

@@ -124,9 +124,8 @@ class _Moments(NamedTuple):
     n: Tensor
     x: Float[Tensor, "layer d_model"]
     xx: Float[Tensor, "layer d_model d_model"]
-    by_class: list[
-        Float[Tensor, "layer d_model column"]
-    ]  # x summed over the positions of each class
+    # Of each target; a column is a class of a square.
+    by_class: list[Float[Tensor, "layer d_model column"]]
     n_class: list[Float[Tensor, " column"]]
 
     @property
@@ -253,9 +252,8 @@ def train_probes(
     ]
 
 
-_Head = list[
-    Tensor
-]  # one target's probes of all layers: W [layer, rows, columns], b [layer, 1, columns], ...
+# One target's probes of all layers: W [layer, rows, columns], b [layer, 1, columns], and again if two layers.
+_Head = list[Tensor]
 
 
 class _Whitening(NamedTuple):

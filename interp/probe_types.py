@@ -181,39 +181,40 @@ class TwoLayerProbe(Probe):
         return torch.tensordot(hidden, self.W, 1) + self.b
 
 
-def check_reads(probe: Probe, model: OthelloGPT) -> None:
-    """Refuses a probe that was not made for this model's residual stream.
+def check_reads(probes: Sequence[Probe], model: OthelloGPT) -> None:
+    """Refuses probes that were not made for this model's residual stream.
 
     Raises:
         ValueError: another d_model, a layer that the model lacks, or the raw stream in place of the
             centred one (or the reverse).
     """
-    d_model = next(iter(probe.tensors().values())).shape[0]
-    if d_model != model.cfg.d_model:
-        raise ValueError(
-            f"the probe reads {d_model} dimensions, but the model's residual stream has "
-            f"{model.cfg.d_model}: take a probe that was trained on this model."
-        )
-    if not -1 <= probe.layer < model.cfg.n_layers:
-        raise ValueError(
-            f"the probe reads layer {probe.layer}, but the model has layers 0 to "
-            f"{model.cfg.n_layers - 1} (and -1, its embeddings)."
-        )
-    if probe.space != (space := stream_space(model)):
-        raise ValueError(
-            f"the probe reads the {probe.space} residual stream, but this model's is {space}. Load the "
-            f"model with `fold={probe.space == 'centred'}`, or train a probe on it as it is."
-        )
+    space = stream_space(model)
+    for probe in probes:
+        d_model = next(iter(probe.tensors().values())).shape[0]
+        if d_model != model.cfg.d_model:
+            raise ValueError(
+                f"the probe reads {d_model} dimensions, but the model's residual stream has "
+                f"{model.cfg.d_model}: take a probe that was trained on this model."
+            )
+        if not -1 <= probe.layer < model.cfg.n_layers:
+            raise ValueError(
+                f"the probe reads layer {probe.layer}, but the model has layers 0 to "
+                f"{model.cfg.n_layers - 1} (and -1, its embeddings)."
+            )
+        if probe.space != space:
+            raise ValueError(
+                f"the probe reads the {probe.space} residual stream, but this model's is {space}. Load "
+                f"the model with `fold={probe.space == 'centred'}`, or train a probe on it as it is."
+            )
 
 
 def stream_space(model: OthelloGPT) -> str:
-    """ "centred" if nothing writes to the mean of the residual stream (as after folding), else "raw"."""
+    """Which stream probes of this model read: "centred" if nothing writes to its mean (as folded), else "raw"."""
     blocks = [w for b in model.blocks for w in (b.attn.W_O, b.attn.b_O, b.mlp.W_out, b.mlp.b_out)]
     for written in (model.W_E, model.W_pos, *blocks):
         along_ones = written.sum(-1) / model.cfg.d_model**0.5
-        if (
-            along_ones.abs() > 0.01 * written.norm(dim=-1)
-        ).any():  # rounding to float16 stays below
+        rounding = 0.01 * written.norm(dim=-1)  # of weights stored in float16, amply
+        if (along_ones.abs() > rounding).any():
             return "raw"
     return "centred"
 

@@ -9,7 +9,6 @@ from interp.probes import (
     MINE,
     LinearProbe,
     Target,
-    fit_probes,
     majority_baseline,
     probe_accuracy,
     probe_table,
@@ -117,22 +116,6 @@ def test_colours_are_read_as_mine_and_theirs():
     for baseline in ("shuffled", "untrained", "majority"):
         assert (shares["mine", baseline] < shares["mine", "linear"][4:8].min() - 0.15).all()
     assert "mine, untrained" in str(table)
-
-
-@pytest.mark.slow
-def test_two_layers_read_colours_better_than_one():
-    """Black and white is no linear question for this model, and two layers already answer it better."""
-    model = OthelloGPT.from_pretrained()
-    games = torch.from_numpy(board.random_games(320, seed=3))
-    from interp.probes import train_probes
-
-    two = train_probes(
-        model, games, targets=[BLACK], layers=[4], hidden=128, epochs=4, batch_size=8, lr=1e-2
-    )
-    one = fit_probes(model, games, targets=[BLACK], layers=[4])
-    accuracy = probe_accuracy(model, [*two, *one], HELD_OUT).by_layer
-
-    assert accuracy[0] > accuracy[1] + 0.02
 
 
 def test_the_packaged_probes_read_the_board():

@@ -75,6 +75,18 @@ def test_a_planted_code_comes_back(monkeypatch, fit):
     assert accuracy.by_layer.item() > 0.99999
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_two_layers_learn_a_planted_code_too(monkeypatch):
+    """From random first weights; what the majority knows of a square is three fifths."""
+    code = torch.linalg.qr(torch.randn(136, 128, generator=seeded()).double()).Q
+    monkeypatch.setattr(probe_training, "residual_stream", planted_stream(code, slice(None)))
+    games = torch.from_numpy(board.random_games(80, seed=1))
+    model = random_model(PLANTED)
+    two = train_probes(model, games[:60], layers=[0], hidden=64, epochs=2, batch_size=4, lr=1e-2)
+
+    assert probe_accuracy(model, two, games[60:]).by_layer > 0.75
+
+
 def test_activations_are_those_of_a_plain_run():
     """Each position from which somebody moves, its layer's stream, its labels; the embeddings as layer -1."""
     model = random_model(SMALL)

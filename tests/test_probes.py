@@ -161,12 +161,12 @@ def test_a_probe_reads_only_the_stream_that_it_was_made_for():
 
     assert (stream_space(raw), stream_space(centred)) == ("raw", "centred")
     assert stream_space(OthelloGPT.from_pretrained()) == "centred"
-    check_reads(probe, centred)
-    check_reads(replace(probe, space="raw"), raw)
+    check_reads([probe], centred)
+    check_reads([replace(probe, space="raw")], raw)
     for wrong, model, message in (
         (replace(probe, W=torch.randn(9, 8, 8, 3)), centred, "reads 9 dimensions, but .* has 8"),
         (replace(probe, layer=2), centred, "reads layer 2, but the model has layers 0 to 1"),
         (probe, raw, "reads the centred residual stream, but this model's is raw. Load the model"),
     ):
         with pytest.raises(ValueError, match=message):
-            check_reads(wrong, model)
+            check_reads([wrong], model)
