@@ -282,14 +282,15 @@ class _Whitening(NamedTuple):
 def _head(
     moments: _Moments, whitening: _Whitening, i: int, hidden: int | None, generator: torch.Generator
 ) -> _Head:
-    W, b = _discriminant(moments, moments.by_class[i], moments.n_class[i], 1e-4)
-    W, b = W.to(whitening.root.dtype), b[:, None].to(whitening.root.dtype)
+    dtype, n_class = whitening.root.dtype, moments.n_class[i]
     if hidden is None:
-        return whitening.unfolded(W, b)
-    n_layers, d_model, n_columns = W.shape
-    W_in = torch.randn(n_layers, d_model, hidden, generator=generator).to(W) * (2 / d_model) ** 0.5
-    zeros = [W.new_zeros(n_layers, rows, n) for rows, n in ((1, hidden), (hidden, n_columns))]
-    return [W_in, *zeros, b.clone()]
+        W, b = _discriminant(moments, moments.by_class[i], n_class, 1e-4)
+        return whitening.unfolded(W.to(dtype), b[:, None].to(dtype))
+    n_layers, d_model = moments.x.shape
+    W_in = torch.randn(n_layers, d_model, hidden, generator=generator).to(whitening.root)
+    zeros = [W_in.new_zeros(n_layers, rows, n) for rows, n in ((1, hidden), (hidden, len(n_class)))]
+    majority = (n_class + 0.5).log().to(dtype).expand(n_layers, 1, -1)
+    return [W_in * (2 / d_model) ** 0.5, *zeros, majority.clone()]
 
 
 def _cross_entropy(
