@@ -1,4 +1,4 @@
-"""The command `othello-gpt`: `report`, `verify`, `convert`, `train`, `evaluate`, `info`.
+"""The command `othello-gpt`, a function for each of its subcommands.
 
 Heavy imports wait until a command needs them.
 """
@@ -41,10 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser(
         "verify", help="checks a checkpoint: layout, hash, folding, loss, legality"
     )
-    verify.add_argument(
-        "file", nargs="?", help="file, folder or hub repository; the packaged one if left out"
-    )
-    verify.add_argument("--filename", help="the file in a folder or repository")
+    _add_checkpoint(verify)
     verify.set_defaults(run=_verify)
 
     convert = commands.add_parser(
@@ -65,6 +62,33 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(
         commands.add_parser("evaluate", help="how well models know the rules, ply by ply")
     )
+
+    probe = commands.add_parser(
+        "probe", help="what linear probes read, layer by layer, with baselines"
+    )
+    _add_checkpoint(probe)
+    probe.add_argument(
+        "--targets",
+        nargs="+",
+        default=["mine", "black"],
+        metavar="TARGET",
+        help="of mine, black, flipped, played, legal",
+    )
+    probe.add_argument("--games", type=int, default=1000, help="random games to fit on")
+    probe.add_argument("--held-out", type=int, default=200, help="random games to score on")
+    probe.add_argument("--hidden", type=int, help="size of a hidden layer, to add two-layer probes")
+    probe.set_defaults(run=_probe)
+
+    intervene = commands.add_parser("intervene", help="edits of the believed board, with controls")
+    _add_checkpoint(intervene)
+    intervene.add_argument("--cases", type=Path, help="published cases, intervention_benchmark.pkl")
+    intervene.add_argument("--n", type=int, default=200, help="how many cases of our own otherwise")
+    intervene.add_argument("--unnatural", action="store_true", help="boards that no game reaches")
+    intervene.add_argument("--presets", nargs="+", metavar="PRESET", help="all if left out")
+    intervene.add_argument(
+        "--games", type=int, default=1000, help="random games to fit the probes on"
+    )
+    intervene.set_defaults(run=_intervene)
 
     info = commands.add_parser("info", help="versions and places, for bug reports")
     info.set_defaults(run=_info)
@@ -181,6 +205,13 @@ def _games(options: argparse.Namespace):
     return board.random_games(options.games or 2000, seed)
 
 
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file", nargs="?", help="file, folder or hub repository; the packaged one if left out"
+    )
+    parser.add_argument("--filename", help="the file in a folder or repository")
+
+
 def _report(options: argparse.Namespace) -> int:
     from interp import report
     from othello_gpt import OthelloGPT
@@ -237,6 +268,46 @@ def _convert(options: argparse.Namespace) -> int:
         model.save_pretrained(options.out)
     print(f"{options.out.resolve()}: {model.cfg}")
     return 0
+
+
+def _probe(options: argparse.Namespace) -> int:
+    from interp.probes import probe_table
+    from interp.targets import find_target
+    from othello_gpt import OthelloGPT
+
+    targets = [find_target(name) for name in options.targets]
+    model = OthelloGPT.from_pretrained(options.file, filename=options.filename)
+    games, held_out = _random_games(options.games, seed=1), _random_games(options.held_out, seed=2)
+    progress = sys.stderr.isatty()
+    print(probe_table(model, games, held_out, targets, hidden=options.hidden, progress=progress))
+    return 0
+
+
+def _intervene(options: argparse.Namespace) -> int:
+    from interp.cases import natural_cases, published_cases, unnatural_cases
+    from interp.intervene import presets
+    from interp.intervention_benchmark import benchmark
+    from interp.probes import fit_probes
+    from othello_gpt import OthelloGPT
+
+    model = OthelloGPT.from_pretrained(options.file, filename=options.filename)
+    known, progress = presets(model), sys.stderr.isatty()
+    if unknown := set(options.presets or ()) - set(known):
+        raise ValueError(f"no preset is named {', '.join(unknown)}: there are {', '.join(known)}.")
+    make = unnatural_cases if options.unnatural else natural_cases
+    cases = published_cases(options.cases) if options.cases else make(options.n, seed=2)
+    probes = fit_probes(model, _random_games(options.games, seed=1), progress=progress)
+    edits = [known[name] for name in options.presets or known]
+    print(benchmark(model, probes, cases, edits, progress=progress))
+    return 0
+
+
+def _random_games(n: int, seed: int):
+    import torch
+
+    from othello_gpt import board
+
+    return torch.from_numpy(board.random_games(n, seed))
 
 
 def _info(options: argparse.Namespace) -> int:

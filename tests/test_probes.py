@@ -1,13 +1,15 @@
-"""Probes: formats, directions, training on the mover's labels, accuracy."""
+"""Probes themselves: published formats, directions, files, and what they may read."""
 
-import numpy as np
+from dataclasses import replace
+
 import pytest
 import torch
 from model_strategies import random_model
 
-from interp import probes as module
-from interp.probes import LinearProbe, probe_accuracy, save_probes, train_probes
-from othello_gpt import GPTConfig, OthelloGPT, board
+from interp.probe_types import check_reads, stream_space
+from interp.probes import LinearProbe, Probe, TwoLayerProbe, save_probes
+from othello_gpt import GPTConfig, OthelloGPT
+from othello_gpt.weights import fold
 
 SMALL = GPTConfig(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=16)
 
@@ -62,12 +64,47 @@ def test_projections_are_read_square_by_square(tmp_path):
     assert torch.allclose(new.logits(resid), expected[..., [1, 2, 0]], atol=1e-5)
     with pytest.raises(ValueError, match="give the file's order of"):
         LinearProbe.load(path, classes=("a", "b", "c"))
-    torch.save({"proj.0.weight": weight}, path)
-    with pytest.raises(ValueError, match="two-layer probe .* is not linear"):
+    torch.save({"proj.weight": weight}, path)
+    with pytest.raises(
+        ValueError, match="a linear probe has `proj.weight` .* proj.bias is missing"
+    ):
         LinearProbe.load(path)
     torch.save(torch.zeros(3, 3), tmp_path / "x.pth")
     with pytest.raises(ValueError, match=r"holds a tensor of shape \(3, 3\)"):
         LinearProbe.load(tmp_path / "x.pth")
+
+
+def test_two_layer_probes_are_read_too(tmp_path):
+    """Li's nonlinear probes: a ReLU between two matrices; they have no directions."""
+    path = tmp_path / "layer8.ckpt"
+    first, last = torch.nn.Linear(16, 5), torch.nn.Linear(5, 192)
+    parts = {"0": first, "2": last}
+    torch.save(
+        {f"proj.{i}.{k}": v for i, part in parts.items() for k, v in part.state_dict().items()},
+        path,
+    )
+    resid = torch.randn(4, 16)
+    expected = last(first(resid).relu()).view(4, 8, 8, 3)[..., [1, 0, 2]]
+    probe = Probe.load(path)
+
+    assert isinstance(probe, TwoLayerProbe)
+    assert (probe.layer, probe.space, probe.target) == (7, "raw", "black")
+    assert torch.allclose(probe.logits(resid), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="no directions. Use `TwoLayerProbe.load`"):
+        LinearProbe.load(path)
+
+
+def test_one_mode_of_three_can_be_read_as_it_is(tmp_path):
+    """Absolute colours, in the file's order."""
+    modes = torch.randn(3, 16, 8, 8, 3)
+    torch.save(modes, tmp_path / "main_linear_probe.pth")
+    probe = LinearProbe.load(tmp_path / "main_linear_probe.pth", mode="white to play")
+
+    assert torch.equal(probe.W, modes[1])
+    assert probe.target == "black"
+    assert torch.equal(probe.direction("black", "white"), modes[1, ..., 2] - modes[1, ..., 1])
+    with pytest.raises(ValueError, match="must be one of black to play, white to play, all"):
+        LinearProbe.load(tmp_path / "main_linear_probe.pth", mode="odd")
 
 
 def test_saved_probes_come_back(tmp_path):
@@ -85,6 +122,21 @@ def test_saved_probes_come_back(tmp_path):
     assert [p.layer for p in LinearProbe.load_all(tmp_path / "probes.safetensors")] == [0, 3]
     with pytest.raises(ValueError, match=r"holds probes of layers \[0, 3\], not of layer 1"):
         LinearProbe.load(tmp_path / "probes.safetensors", layer=1)
+    with pytest.raises(ValueError, match="a file holds one kind: same type, target, classes"):
+        save_probes([made[0], replace(made[1], target="black")], tmp_path / "probes.safetensors")
+
+
+def test_saved_two_layer_probes_come_back(tmp_path):
+    """Both layers and the target's name."""
+    hidden = torch.randn(16, 5), torch.randn(5)
+    probe = TwoLayerProbe(*hidden, torch.randn(5, 8, 8, 2), torch.randn(8, 8, 2), 4, ("a", "b"))
+    save_probes([replace(probe, target="own")], tmp_path / "probes.safetensors")
+    loaded = Probe.load(tmp_path / "probes.safetensors")
+
+    assert isinstance(loaded, TwoLayerProbe)
+    assert loaded.tensors().keys() == probe.tensors().keys()
+    assert all(torch.equal(loaded.tensors()[name], probe.tensors()[name]) for name in ["W", "b"])
+    assert (loaded.target, loaded.classes, loaded.layer) == ("own", ("a", "b"), 4)
 
 
 def test_normalised_directions_have_unit_length_and_no_blank_centre():
@@ -99,89 +151,22 @@ def test_normalised_directions_have_unit_length_and_no_blank_centre():
     assert torch.allclose(blank[:, 0, 0] * probe.blank[:, 0, 0].norm(), probe.blank[:, 0, 0])
 
 
-@pytest.mark.usefixtures("unchecked")  # a hundred small batches, each played afresh
-def test_training_recovers_a_planted_code(monkeypatch):
-    """Activations in which each square's class is written along a direction of its own, read back.
+def test_a_probe_reads_only_the_stream_that_it_was_made_for():
+    """Another width, a layer that is not there, the raw stream in place of the centred one."""
+    raw = random_model(SMALL)
+    weights, _ = fold(raw.state_dict())
+    centred = OthelloGPT(SMALL).double()
+    centred.load_state_dict(weights)
+    probe = LinearProbe(torch.randn(8, 8, 8, 3), torch.zeros(8, 8, 3), layer=1)
 
-    A column that reads another square, or classes in another order, would point elsewhere.
-    """
-    generator = torch.Generator().manual_seed(0)
-    d_model, n_pos = PLANTED.d_model, PLANTED.n_ctx
-    code = torch.linalg.qr(torch.randn(d_model, 128, generator=generator)).Q  # [d_model, direction]
-
-    def planted(model, squares, layers):
-        record = board.play(squares.numpy())
-        relative = torch.from_numpy(board.relative_state(record)[:, :n_pos]).float()
-        valid = torch.from_numpy(record.to_move[:, :n_pos] != 0)
-        signs = torch.cat([relative.flatten(2), (relative == 0).float().flatten(2)], -1)
-        labels = torch.from_numpy(board.piece_classes(record)[:, :n_pos]).long()
-        return (8 * signs @ code.T)[valid][None], labels[valid]
-
-    monkeypatch.setattr(module, "_labelled_activations", planted)
-    squares = torch.from_numpy(board.random_games(400, seed=1))
-    (probe,) = train_probes(random_model(PLANTED), squares, layers=[0], lr=0.03, batch_size=4)
-    held_out = torch.from_numpy(board.random_games(40, seed=2))
-    accuracy = probe_accuracy(random_model(PLANTED), [probe], held_out)
-
-    planted_mine = code[:, :64].reshape(d_model, 8, 8)
-    in_code = torch.einsum("drc,dk->krc", probe.mine, code)
-    cosines = torch.cosine_similarity(
-        in_code, torch.einsum("drc,dk->krc", planted_mine, code), dim=0
-    )
-    assert accuracy.by_layer.item() > 0.995
-    assert cosines.min() > 0.85
-
-
-PLANTED = GPTConfig(n_layers=1, d_model=200, n_heads=1, d_head=4, d_mlp=4)
-
-
-def test_training_is_the_same_for_a_seed_and_beats_no_information():
-    """On the packaged model a few games already read most squares right."""
-    model = OthelloGPT.from_pretrained()
-    train, held_out = (
-        torch.from_numpy(board.random_games(n, seed=s)) for n, s in ((48, 3), (12, 4))
-    )
-    first, second = (train_probes(model, train, layers=[5], batch_size=8) for _ in range(2))
-
-    assert torch.equal(first[0].W, second[0].W)
-    accuracy = probe_accuracy(model, first, held_out)
-    assert accuracy.by_layer.item() > 0.65  # the majority class of each ply and square reads 62 %
-    assert accuracy.by_pos.shape == (1, 59)
-    assert accuracy.by_square.mean().item() == pytest.approx(accuracy.by_layer.item(), abs=1e-6)
-
-
-def test_the_packaged_probes_read_the_board():
-    """Best in the middle, at least 92 % there, above the first and the last layer."""
-    probes = LinearProbe.load_all(packaged_path())
-    held_out = torch.from_numpy(board.random_games(40, seed=555))
-    accuracy = probe_accuracy(OthelloGPT.from_pretrained(), probes, held_out).by_layer
-
-    assert [probe.layer for probe in probes] == list(range(8))
-    assert accuracy.max() > 0.915
-    assert accuracy.argmax() in (3, 4, 5)
-    assert accuracy[4] > max(accuracy[0], accuracy[7])
-    with pytest.raises(ValueError, match="accuracy is counted for probes whose classes are"):
-        probe_accuracy(
-            OthelloGPT(), [LinearProbe(probes[0].W, probes[0].b, 0, ("a", "b", "c"))], held_out
-        )
-
-
-def packaged_path():
-    from importlib import resources
-    from pathlib import Path
-
-    return Path(str(resources.files("othello_gpt"))) / "assets" / "small" / "probes.safetensors"
-
-
-def test_labels_follow_the_mover_through_a_forfeit():
-    """Positions after a forfeit are labelled by who really moves next."""
-    squares = board.random_games(50, seed=0)
-    record = board.play(squares)
-    labels, valid = module._labels(torch.from_numpy(squares), 59)
-    same_side_again = (record.mover[:, 1:59] == record.mover[:, :58]) & (record.mover[:, 1:59] != 0)
-
-    assert same_side_again.any()
-    for game, ply in np.argwhere(same_side_again)[:10]:
-        mine = record.state[game, ply] == record.mover[game, ply + 1]
-        assert np.array_equal(labels[game, ply].numpy() == 2, mine)
-    assert torch.equal(valid, torch.from_numpy(record.to_move[:, :59] != 0))
+    assert (stream_space(raw), stream_space(centred)) == ("raw", "centred")
+    assert stream_space(OthelloGPT.from_pretrained()) == "centred"
+    check_reads([probe], centred)
+    check_reads([replace(probe, space="raw")], raw)
+    for wrong, model, message in (
+        (replace(probe, W=torch.randn(9, 8, 8, 3)), centred, "reads 9 dimensions, but .* has 8"),
+        (replace(probe, layer=2), centred, "reads layer 2, but the model has layers 0 to 1"),
+        (probe, raw, "reads the centred residual stream, but this model's is raw. Load the model"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_reads([wrong], model)
