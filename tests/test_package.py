@@ -33,6 +33,8 @@ ORDER = [
     "interp.attribution",
     "interp.neurons",
     "interp.intervene",
+    "interp.metrics",
+    "interp.rows",
     "interp.patching",
     "interp.arena",
     "interp.report",
