@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.metrics import LastMetric, Metric, patching_metric
-from interp.rows import SITES, Base, Value, bytes_of_a_row, replay
+from interp.rows import PARTED, SITES, Base, bytes_of_a_row, replay
 from othello_gpt import ActivationCache, HookPoint, OthelloGPT, get_act_name
 
 __all__ = [
@@ -76,29 +76,21 @@ def patch_sweep(
     Raises:
         ValueError: unknown sites, games that differ before the last move, or a hooked model.
     """
-    sites = _checked_sites(sites)
-    _check_unhooked(model)
-    pairs = list(zip(_game_list(clean), _game_list(corrupted), strict=True))
-    for pair in pairs:
-        _check_pair(*pair)
+    sites = checked_sites(sites)
+    pairs = checked_pairs(model, clean, corrupted)
 
     if clean_cache is not None:
         _check_cache(clean_cache, pairs)
 
     def base(some: list[int]) -> Base:
-        return _base_of_pairs(model, [pairs[i] for i in some], clean_cache, some)
-
-    def clean_value(site: str, layer: int, here: Tensor) -> Tensor:
-        return here[:, -1]  # the last of the base rows is the clean run
+        return base_of_pairs(model, [pairs[i] for i in some], clean_cache, some)
 
     before = None
     if clean_cache is not None and not isinstance(metric, LastMetric):
         before = clean_cache["unembed.hook_out"][:, :-1]
     games = [game for _, game in pairs]
-    swept = sweep_games(
-        model, games, metric, sites, base, clean_value, within, memory, progress, before
-    )
-    return _without_pairs(swept) if _is_one(clean) else swept
+    one = is_one(clean)
+    return sweep_games(model, games, metric, sites, base, one, within, memory, progress, before)
 
 
 def patch_sweep_by_rank(
@@ -152,7 +144,7 @@ def last_logits(
 ) -> Float[Tensor, "game pos=1 d_vocab"]:
     """The logits after the last move of each game, whatever their lengths; its form suits metrics."""
     logits = torch.empty(len(games), 1, model.cfg.d_vocab, dtype=model.dtype, device=model.device)
-    for same in _by_length(games):
+    for same in by_length(games):
         for some in (same[i : i + batch_size] for i in range(0, len(same), batch_size)):
             logits[some] = model(torch.stack([games[i] for i in some]))[:, -1:]
     return logits
@@ -191,7 +183,7 @@ def patch_together(
         patches: each entry is one run, with all its patches at once.
         memory: bytes that a batch may take.
     """
-    _check_unhooked(model)
+    check_unhooked(model)
     sites = {get_act_name(patch.site, patch.layer) for run in patches for patch in run}
     _, clean_cache = model.run_with_cache(clean, sorted(sites))
     starts = [f"resid_pre{layer}" for layer in range(model.cfg.n_layers)]
@@ -251,13 +243,13 @@ def patch_grid(
 
     Before the first move in which the games differ a patch changes nothing, and nothing is run.
     """
-    sites = _checked_sites(sites)
+    sites = checked_sites(sites)
     differ = (clean != corrupted).nonzero()
     first = int(differ[0]) if len(differ) else len(clean)
     results = {}
     plain = patch_together(model, clean, corrupted, metric, [[]])
-    for site, (n_layers, n_parts) in _sizes(model, sites).items():
-        parts = [None] if n_parts == 1 and site not in ("z", "result", "post") else range(n_parts)
+    for site, (n_layers, n_parts) in sizes(model, sites).items():
+        parts = range(n_parts) if site in PARTED else [None]
         inside = ("resid_pre", site)[site != "embed"]  # of block 0: the same change of the stream
         runs = [
             [Patch(inside, layer, pos, part)]
@@ -281,7 +273,7 @@ def sweep_games(
     metric: Metric,
     sites: Sequence[str],
     base: Callable[[list[int]], Base],
-    value: Value,
+    one: bool,
     within: Float[Tensor, "*subspace d_model d_model"] | None = None,
     memory: int = 2**27,
     progress: bool = False,
@@ -290,8 +282,9 @@ def sweep_games(
     """The metric of every patch of the last position of every game: what the sweeps of this package call.
 
     Args:
-        base: the unpatched rows of some of the games, given by index, all of one length.
-        value: what a patch sets an activation to.
+        base: the unpatched rows of some of the games, given by index, all of one length, and what a patch
+            sets an activation to.
+        one: leave out the axis of games.
         before: logits before the last position, if the base rows do not have those positions.
 
     Returns:
@@ -299,42 +292,56 @@ def sweep_games(
     """
     spaces = None if within is None else within.reshape(-1, *within.shape[-2:])
     n_spaces = 1 if spaces is None else len(spaces)
-    results = {
-        site: torch.empty(len(games), n_layers, n_parts, n_spaces, dtype=model.dtype)
-        for site, (n_layers, n_parts) in _sizes(model, sites).items()
-    }
+    results = empty_results(model, len(games), sites, n_spaces)
     with _bar(sum(result.numel() for result in results.values()), progress) as bar:
-        for some, max_rows in _chunks(model, games, memory):
+        for some, max_rows in chunks(model, games, memory):
             earlier = None if before is None else before[some]
-            for branch, parts, logits in replay(model, base(some), sites, value, spaces, max_rows):
-                if branch.site == "base":
+            for branch, parts, logits in replay(model, base(some), sites, spaces, max_rows):
+                site, layer = branch.key
+                if site == "base":
                     earlier = logits[:, : len(games[some[0]]) - 1] if before is None else earlier
                     continue
-                effects = _effects(metric, logits, earlier, some)
+                effects = effects_of(metric, logits, earlier, some)
                 shape = (len(some), parts.stop - parts.start, n_spaces)
-                results[branch.site][some, branch.layer, parts] = effects.reshape(shape).cpu()
+                results[site][some, layer, parts] = effects.reshape(shape).cpu()
                 bar.update(effects.numel())
-    return {site: _shaped(site, r, within).to(model.device) for site, r in results.items()}
+    return shaped_results(results, within, one, model.device)
 
 
-def _sizes(model: OthelloGPT, sites: Iterable[str]) -> dict[str, tuple[int, int]]:
+def sizes(model: OthelloGPT, sites: Iterable[str]) -> dict[str, tuple[int, int]]:
     """How many layers and how many parts a site has."""
     n_parts = {"z": model.cfg.n_heads, "result": model.cfg.n_heads, "post": model.cfg.d_mlp}
     return {s: (1 if s == "embed" else model.cfg.n_layers, n_parts.get(s, 1)) for s in sites}
 
 
-def _shaped(site: str, result: Float[Tensor, "pair layer part row"], within: Tensor | None):
-    """[pair layer part subspace] without the axes that the site does not have."""
-    pairs, layers, parts = result.shape[:3]
-    shape = [pairs] + [layers] * (site != "embed") + [parts] * (site in ("z", "result", "post"))
-    return result.reshape(*shape, *(() if within is None else within.shape[:-2]))
+def empty_results(
+    model: OthelloGPT, n_games: int, sites: Iterable[str], n_spaces: int
+) -> dict[str, Float[Tensor, "game layer part subspace"]]:
+    """Room for the effects of every site, on the CPU."""
+    return {
+        site: torch.empty(n_games, *size, n_spaces, dtype=model.dtype)
+        for site, size in sizes(model, sites).items()
+    }
 
 
-def _without_pairs(swept: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {site: effects[0] for site, effects in swept.items()}
+def shaped_results(
+    results: dict[str, Float[Tensor, "game layer part subspace"]],
+    within: Float[Tensor, "*subspace d_model d_model"] | None,
+    one: bool,
+    device: torch.device,
+) -> dict[str, Float[Tensor, "..."]]:
+    """[game layer *part *subspace] without the axes that a site or the call does not have."""
+    spaces = () if within is None else within.shape[:-2]
+    shaped = {}
+    for site, result in results.items():
+        n_games, n_layers, n_parts, _ = result.shape
+        shape = [n_games] + [n_layers] * (site != "embed") + [n_parts] * (site in PARTED)
+        effects = result.reshape(*shape, *spaces).to(device)
+        shaped[site] = effects[0] if one else effects
+    return shaped
 
 
-def _effects(
+def effects_of(
     metric: Metric,
     logits: Float[Tensor, "pair row d_vocab"],
     before: Float[Tensor, "pair pos d_vocab"] | None,
@@ -350,7 +357,7 @@ def _effects(
     return torch.tensor([[float(effect) for effect in row] for row in whole], dtype=logits.dtype)
 
 
-def _base_of_pairs(
+def base_of_pairs(
     model: OthelloGPT,
     pairs: Sequence[tuple[Tensor, Tensor]],
     cache: ActivationCache | None,
@@ -359,21 +366,25 @@ def _base_of_pairs(
     """Rows: the positions before the last (none with a cache), the corrupted last one, the clean one."""
     clean, corrupted = (torch.stack(games) for games in zip(*pairs, strict=True))
     rows = torch.cat([model.embed(corrupted), model.embed(clean)[:, -1:]], 1)
+
+    def clean_value(site: str, layer: int, here: Tensor) -> Tensor:
+        return here[:, -1]
+
     if cache is None:
-        return Base(rows, clean.shape[1] - 1, [None] * model.cfg.n_layers)
+        return Base(rows, clean.shape[1] - 1, [None] * model.cfg.n_layers, clean_value)
     past = [
         (cache["k", layer][some, :-1], cache["v", layer][some, :-1])
         for layer in range(model.cfg.n_layers)
     ]
-    return Base(rows[:, -2:], 0, [*past])
+    return Base(rows[:, -2:], 0, [*past], clean_value)
 
 
-def _chunks(
+def chunks(
     model: OthelloGPT, games: Sequence[Tensor], memory: int
 ) -> Iterator[tuple[list[int], int]]:
     """Games of one length, as many as half the memory has room for, and how many rows have room in all."""
     cfg, itemsize = model.cfg, model.W_E.element_size()
-    for same in _by_length(games):
+    for same in by_length(games):
         n_pos = games[same[0]].shape[0]
         row = bytes_of_a_row(cfg, n_pos, itemsize)
         past = 2 * cfg.n_layers * n_pos * cfg.n_heads * cfg.d_head * itemsize
@@ -383,11 +394,17 @@ def _chunks(
             yield some, max(1, (memory - len(some) * past) // row)
 
 
-def _by_length(games: Sequence[Tensor]) -> Iterator[list[int]]:
+def by_length(games: Sequence[Tensor]) -> Iterator[list[int]]:
     """The indices of the games of each length."""
     lengths = [game.shape[0] for game in games]
     for length in sorted(set(lengths)):
         yield [i for i, other in enumerate(lengths) if other == length]
+
+
+def slices(n: int, size: int) -> Iterator[slice]:
+    """0 to n in pieces of at most `size`, and at least 1."""
+    size = max(size, 1)
+    return (slice(i, min(i + size, n)) for i in range(0, n, size))
 
 
 def _bar(total: int, shown: bool):
@@ -396,15 +413,15 @@ def _bar(total: int, shown: bool):
     return tqdm(total=total, unit="run", disable=not shown)
 
 
-def _is_one(games: Games) -> bool:
+def is_one(games: Games) -> bool:
     return isinstance(games, Tensor) and (games.ndim == 1 or len(games) == 1)
 
 
-def _game_list(games: Games) -> list[Int[Tensor, " _pos"]]:
+def game_list(games: Games) -> list[Int[Tensor, " _pos"]]:
     return list(torch.atleast_2d(games)) if isinstance(games, Tensor) else list(games)
 
 
-def _checked_sites(sites: Iterable[str]) -> tuple[str, ...]:
+def checked_sites(sites: Iterable[str]) -> tuple[str, ...]:
     sites = (sites,) if isinstance(sites, str) else tuple(dict.fromkeys(sites))
     if unknown := [site for site in sites if site not in SITES]:
         raise ValueError(
@@ -413,12 +430,23 @@ def _checked_sites(sites: Iterable[str]) -> tuple[str, ...]:
     return sites
 
 
-def _check_unhooked(model: OthelloGPT) -> None:
+def check_unhooked(model: OthelloGPT) -> None:
     if model.registry.hooks:
         raise ValueError(
             "the model has hooks attached, and they would not fire in a sweep, which replays one "
             "position. Leave the `with model.hooks(...)` block, or call `model.reset_hooks()`."
         )
+
+
+def checked_pairs(
+    model: OthelloGPT, clean: Games, corrupted: Games
+) -> list[tuple[Int[Tensor, " _pos"], Int[Tensor, " _pos"]]]:
+    """Clean and corrupted games, pair by pair."""
+    check_unhooked(model)
+    pairs = list(zip(game_list(clean), game_list(corrupted), strict=True))
+    for pair in pairs:
+        _check_pair(*pair)
+    return pairs
 
 
 def _check_pair(clean: Tensor, corrupted: Tensor) -> None:

@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Int8
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
 from interp import plots
 from interp.attribution import Contributions, direct_logit_attribution
 from interp.neurons import input_weights, logit_weights, top_neurons
+from interp.pairs import Pair
 from interp.patching import patch_sweep, patching_metric
 from interp.probes import LinearProbe, ProbeAccuracy, probe_accuracy
 from othello_gpt import OthelloGPT, board
@@ -26,14 +27,6 @@ from othello_gpt.vocab import (
     token_to_square,
     values_on_board,
 )
-
-
-class Pair(NamedTuple):
-    """Two games that differ in the last move, and a square that can be answered after the first only."""
-
-    clean: Int8[ndarray, " ply"]
-    corrupted: Int8[ndarray, " ply"]
-    answer: int
 
 
 class NeuronReading(NamedTuple):
@@ -67,39 +60,6 @@ def shipped_probes() -> list[LinearProbe]:
     """The probes of every layer that ship with the packaged model."""
     path = resources.files("othello_gpt") / "assets" / "small" / "probes.safetensors"
     return LinearProbe.load_all(Path(str(path)))
-
-
-def find_pair(model: OthelloGPT, clean: Int[ndarray, " ply"]) -> Pair:
-    """The other last move, and the reply, for which the model's belief differs most.
-
-    Among the moves legal in place of the last one, and the replies legal after the given move only, the
-    pair whose log-probability the model lowers most.
-
-    Raises:
-        ValueError: no other last move changes which replies are legal.
-    """
-    clean = np.asarray(clean, dtype=np.int8)
-    if len(clean) < 2:
-        raise ValueError("a pair needs games of at least two moves.")
-    before, after = board.play(clean[:-1]), board.play(clean)
-    alternatives = [s for s in np.flatnonzero(before.legal[-1]) if s != clean[-1]]
-    games = [np.array([*clean[:-1], s], dtype=np.int8) for s in alternatives]
-    with torch.no_grad():
-        log_probs = [
-            model(games_to_tokens(g[None]))[0, -1].log_softmax(-1) for g in [clean, *games]
-        ]
-    found = []
-    for game, other in zip(games, log_probs[1:], strict=True):
-        record = board.play(game)
-        if record.to_move[-1] != after.to_move[-1]:
-            continue
-        for answer in np.flatnonzero(after.legal[-1] & ~record.legal[-1]):
-            token = square_to_token(int(answer))
-            drop = (log_probs[0][token] - other[token]).item()
-            found.append((drop, Pair(clean, game, int(answer))))
-    if not found:
-        raise ValueError("no other last move changes which replies are legal: give a longer game.")
-    return max(found, key=lambda scored: scored[0])[1]
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ enters the attention of block l, place 2l + 1 its MLP, and place 2 * n_layers le
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -28,33 +29,48 @@ SITES = (
     "resid_post",
 )
 
+PARTED = (
+    "z",
+    "result",
+    "post",
+)  # sites that are patched part by part: head by head, neuron by neuron
+
 KeysAndValues = tuple[Float[Tensor, "pair key_pos head d_head"], ...]
-# `value(site, layer, here)`: what the site's last position is set to, from the activations `here` of the
-# base rows, [pair row ...]; the result is [pair ...].
+# `value(site, layer, here)`: what a branch sets the last position's activation to, [pair ...], from the
+# activations `here` of the base rows, [pair row ...].
 Value = Callable[[str, int, Tensor], Tensor]
 
 
 class Base(NamedTuple):
-    """Where the rows of a group of pairs start: the unpatched runs.
+    """The unpatched runs of a group of pairs, and what their branches set activations to.
 
     Its rows are the positions before the last (unless their keys and values are given), the last position of
-    the run to be patched, and, for branches taken from a second run, that run's last position.
+    the run to be changed, and, for changes taken from a second run, that run's last position.
     """
 
     rows: Float[Tensor, "pair row d_model"]
-    n_before: int  # how many rows are positions before the last
+    n_before: int  # how many rows are positions before the last; the run to be changed is the next
     past: list[KeysAndValues | None]  # by layer; None where the rows themselves have them
+    value: Value
+
+
+class Activations(NamedTuple):
+    """The base rows at a place: the stream, what the half block below made, and what it wrote."""
+
+    stream: Float[Tensor, "pair row d_model"]
+    made: Float[Tensor, "pair row *part"]  # z of attention, post of an MLP
+    written: Float[Tensor, "pair row d_model"]
 
 
 class Branch(NamedTuple):
     """Runs that leave the base where one site of one layer is changed: each part of it is a run."""
 
-    site: str
-    layer: int
+    key: tuple  # (site, layer), and whatever else tells it from others
     place: int  # where its rows join
     n_parts: int
     per_part: int  # rows a part: one for each subspace
-    rows: Callable[[slice], Float[Tensor, "pair row d_model"]]  # of some of the parts
+    at: Float[Tensor, "pair 1 d_model"]  # the unchanged stream there
+    change: Callable[[slice], Float[Tensor, "pair row d_model"]]  # by some of the parts
 
     @property
     def n_rows(self) -> int:
@@ -73,7 +89,6 @@ def replay(
     model: OthelloGPT,
     base: Base,
     sites: Sequence[str],
-    value: Value,
     within: Float[Tensor, "subspace d_model d_model"] | None,
     max_rows: int,
 ) -> Iterator[Replayed]:
@@ -85,35 +100,36 @@ def replay(
     rows, n_base, past = base.rows, base.rows.shape[1], list(base.past)
     room = max_rows // max(len(rows), 1)
     made = written = rows
-    joined = [(Branch("base", 0, 0, n_base, 1, lambda parts: base.rows), slice(0, n_base))]
-    later: list[Branch] = []
+    trunk = Branch(("base", 0), 0, n_base, 1, rows, lambda parts: torch.zeros_like(base.rows))
+    joined, later = [(trunk, slice(0, n_base))], []
     for place in range(2 * model.cfg.n_layers + 1):
         if place:
-            made, written = _half_block(model, place - 1, rows, base.n_before, past)
+            made, written = half_block(model, place - 1, rows, base.n_before, past)
             rows = rows + written
-        here = (rows[:, :n_base], made[:, :n_base], written[:, :n_base])
-        for branch in branches_at(model, place, *here, base.n_before, sites, value, within):
+        here = Activations(rows[:, :n_base], made[:, :n_base], written[:, :n_base])
+        for branch in branches_at(model, place, here, base, sites, within):
             if rows.shape[1] + branch.n_rows <= room:
-                joined.append((branch, slice(0, branch.n_parts)))
-                rows = torch.cat([rows, branch.rows(slice(0, branch.n_parts))], 1)
+                whole = slice(0, branch.n_parts)
+                joined.append((branch, whole))
+                rows = torch.cat([rows, branch.at + branch.change(whole)], 1)
             else:
                 later.append(branch)
     yield from _unembedded(model, rows, joined)
-    for batch in _batches(later, room):
-        yield from _replay_batch(model, batch, past)
+    yield from replay_branches(model, later, past, room)
 
 
-def _replay_batch(
-    model: OthelloGPT, batch: list[tuple[Branch, slice]], past: list[KeysAndValues | None]
+def replay_branches(
+    model: OthelloGPT, branches: Sequence[Branch], past: list[KeysAndValues | None], room: int
 ) -> Iterator[Replayed]:
-    rows = None
-    for place in range(batch[0][0].place, 2 * model.cfg.n_layers + 1):
-        if rows is not None:
-            rows = rows + _half_block(model, place - 1, rows, 0, past)[1]
-        arriving = [branch.rows(parts) for branch, parts in batch if branch.place == place]
-        rows = torch.cat([*([] if rows is None else [rows]), *arriving], 1) if arriving else rows
-    assert rows is not None
-    yield from _unembedded(model, rows, batch)
+    """Runs branches, in the order of their places, in batches of at most `room` rows a pair."""
+    for batch in _batches(branches, room):
+        rows = batch[0][0].at[:, :0]
+        for place in range(batch[0][0].place, 2 * model.cfg.n_layers + 1):
+            if rows.shape[1]:
+                rows = rows + half_block(model, place - 1, rows, 0, past)[1]
+            arriving = [b.at + b.change(parts) for b, parts in batch if b.place == place]
+            rows = torch.cat([rows, *arriving], 1)
+        yield from _unembedded(model, rows, batch)
 
 
 def _unembedded(
@@ -124,10 +140,10 @@ def _unembedded(
         yield Replayed(branch, parts, logits)
 
 
-def _batches(patches: Sequence[Branch], room: int) -> Iterator[list[tuple[Branch, slice]]]:
+def _batches(branches: Sequence[Branch], room: int) -> Iterator[list[tuple[Branch, slice]]]:
     """The branches in order, cut so that a batch has at most `room` rows, or one part if that is more."""
     batch, free = [], room
-    for branch in patches:
+    for branch in branches:
         start = 0
         while start < branch.n_parts:
             n = min(branch.n_parts - start, free // branch.per_part)
@@ -142,7 +158,7 @@ def _batches(patches: Sequence[Branch], room: int) -> Iterator[list[tuple[Branch
         yield batch
 
 
-def _half_block(
+def half_block(
     model: OthelloGPT, place: int, rows: Tensor, n_before: int, past: list[KeysAndValues | None]
 ) -> tuple[Tensor, Tensor]:
     """What attention (even places) or the MLP (odd) makes of the rows: z or post, and what it writes."""
@@ -180,78 +196,68 @@ def _attend(
 def branches_at(
     model: OthelloGPT,
     place: int,
-    stream: Float[Tensor, "pair row d_model"],
-    made: Float[Tensor, "pair row *part"],
-    written: Float[Tensor, "pair row d_model"],
-    own: int,
+    here: Activations,
+    base: Base,
     sites: Sequence[str],
-    value: Value,
-    within: Float[Tensor, "subspace d_model d_model"] | None,
+    within: Float[Tensor, "subspace d_model d_model"] | None = None,
 ) -> Iterator[Branch]:
-    """The branches that leave at a place: by how much each changes the stream there.
+    """The branches of these sites that leave at a place."""
+    own = base.n_before
+    at = here.stream[:, own, None].clone()  # a copy, for a view would keep all rows in memory
 
-    Args:
-        stream, made, written: of the base rows: the residual stream, z or post of the half block that ends
-            here, and what it wrote.
-        own: the row that is patched.
-    """
-    layer, after_attention = divmod(place, 2)
-    at = stream[:, own, None].clone()  # a copy, for a view would keep all rows in memory
+    def change(site: str, layer: int, activation: Tensor) -> Tensor:
+        return base.value(site, layer, activation) - activation[:, own]
 
-    def joining(site: str, layer: int, n_parts: int, rows: Callable[[slice], Tensor]) -> Branch:
-        per_part = 1 if within is None else len(within)
-        return Branch(
-            site, layer, place, n_parts, per_part, lambda parts: at + _inside(rows(parts), within)
-        )
+    def branch(site: str, layer: int, n_parts: int, change: Callable[[slice], Tensor]) -> Branch:
+        if within is None:
+            return Branch((site, layer), place, n_parts, 1, at, change)
+        inside = partial(_inside, change, within)
+        return Branch((site, layer), place, n_parts, len(within), at, inside)
 
-    def change(site: str, layer: int, here: Tensor) -> Tensor:
-        return value(site, layer, here) - here[:, own]
-
-    def whole(site: str, layer: int, here: Tensor) -> Iterator[Branch]:
+    def whole(site: str, layer: int, activation: Tensor) -> Iterator[Branch]:
         if site in sites:
-            difference = change(site, layer, here)[:, None]  # [pair, 1, d_model]
-            yield joining(site, layer, 1, lambda parts: difference)
+            by_all = change(site, layer, activation)[:, None]  # [pair, 1, d_model]
+            yield branch(site, layer, 1, lambda parts: by_all)
 
     def part_by_part(site: str, layer: int, writes: Tensor) -> Iterator[Branch]:
         if site in sites:
-            by_part = change({"result": "z"}.get(site, site), layer, made)
-            yield joining(
-                site, layer, len(writes), lambda parts: _write(by_part[:, parts], writes[parts])
-            )
+            by_part = change("z" if site == "result" else site, layer, here.made)
+            yield branch(site, layer, len(writes), partial(_write, by_part, writes))
 
-    below = layer if after_attention else layer - 1  # the block that has just written
+    layer, after_attention = divmod(place, 2)
     if place == 0:
-        yield from whole("embed", 0, stream)
+        yield from whole("embed", 0, here.stream)
     elif after_attention:
-        yield from whole("attn_out", below, written)
-        yield from whole("resid_mid", below, stream)
-        yield from part_by_part("z", below, model.blocks[below].attn.W_O)
-        yield from part_by_part("result", below, model.blocks[below].attn.W_O)
+        yield from whole("attn_out", layer, here.written)
+        yield from whole("resid_mid", layer, here.stream)
+        yield from part_by_part("z", layer, model.blocks[layer].attn.W_O)
+        yield from part_by_part("result", layer, model.blocks[layer].attn.W_O)
     else:
-        yield from whole("mlp_out", below, written)
-        yield from whole("resid_post", below, stream)
-        yield from part_by_part("post", below, model.blocks[below].mlp.W_out[:, None])
+        yield from whole("mlp_out", layer - 1, here.written)
+        yield from whole("resid_post", layer - 1, here.stream)
+        yield from part_by_part("post", layer - 1, model.blocks[layer - 1].mlp.W_out)
     if not after_attention and layer < model.cfg.n_layers:
-        yield from whole("resid_pre", layer, stream)
+        yield from whole("resid_pre", layer, here.stream)
 
 
 def _write(
-    parts: Float[Tensor, "pair part *d_part"], writes: Float[Tensor, "part d_part d_model"]
-) -> Float[Tensor, "pair part d_model"]:
-    """What each head (or neuron, which is one number) writes by itself."""
-    if parts.ndim == 2:
-        return parts[..., None] * writes[:, 0]
-    return torch.einsum("pnd,ndm->pnm", parts, writes)
+    by_part: Float[Tensor, "pair part *d_part"],
+    writes: Float[Tensor, "part *d_part d_model"],
+    parts: slice,
+) -> Float[Tensor, "pair some_parts d_model"]:
+    """What some of the heads (or neurons, each one number) write, each by itself."""
+    if by_part.ndim == 2:
+        return by_part[:, parts, None] * writes[parts]
+    return torch.einsum("pnd,ndm->pnm", by_part[:, parts], writes[parts])
 
 
 def _inside(
-    rows: Float[Tensor, "pair part d_model"],
-    within: Float[Tensor, "subspace d_model d_model"] | None,
+    change: Callable[[slice], Tensor],
+    within: Float[Tensor, "subspace d_model d_model"],
+    parts: slice,
 ) -> Float[Tensor, "pair row d_model"]:
     """The part of each change that lies in each subspace; the subspaces of a part stand together."""
-    if within is None:
-        return rows
-    return torch.einsum("pnm,smd->pnsd", rows, within).flatten(1, 2)
+    return torch.einsum("pnm,smd->pnsd", change(parts), within).flatten(1, 2)
 
 
 def bytes_of_a_row(cfg: GPTConfig, n_pos: int, itemsize: int) -> int:

@@ -63,7 +63,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _pair(options: argparse.Namespace, model):
-    from interp.report import Pair, find_pair
+    from interp.pairs import Pair, find_pair
     from othello_gpt import board
     from othello_gpt.games import example_pair, parse_moves
     from othello_gpt.vocab import label_to_square

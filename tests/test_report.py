@@ -5,13 +5,12 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
-import numpy as np
 import pytest
 import torch
 
 from interp import report
 from interp.patching import patch_sweep, patching_metric
-from othello_gpt import OthelloGPT, board, cli
+from othello_gpt import OthelloGPT, cli
 from othello_gpt.games import example_pair, games_to_tokens
 from othello_gpt.verify import _circuit_figures, verify_checkpoint
 from othello_gpt.vocab import label_to_token
@@ -56,20 +55,6 @@ def test_the_page_is_one_file_that_asks_for_nothing(story, tmp_path):
     assert set(re.findall(r"https?://[^\"'< ]+", page)) == {"http://www.w3.org/2000/svg"}
     assert f"mlp_out, 5: {story.effects['mlp_out'][5]:.4f}" in page
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
-
-
-def test_a_pair_is_found_for_any_game():
-    """Another last move, and a reply that is legal after the given one only."""
-    game = board.random_games(1, seed=4)[0, :15]
-    pair = report.find_pair(OthelloGPT.from_pretrained(), game)
-    clean, corrupted = board.play(pair.clean), board.play(pair.corrupted)
-
-    assert np.array_equal(pair.clean[:-1], pair.corrupted[:-1])
-    assert pair.clean[-1] != pair.corrupted[-1]
-    assert clean.legal[-1].flat[pair.answer]
-    assert not corrupted.legal[-1].flat[pair.answer]
-    with pytest.raises(ValueError, match="at least two moves"):
-        report.find_pair(OthelloGPT.from_pretrained(), game[:1])
 
 
 def test_the_commands_run(tmp_path, capsys):
