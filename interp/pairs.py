@@ -33,7 +33,7 @@ class RankedPair(NamedTuple):
     pair: Pair
     game: int  # which of the given games it was made from
     distance: int  # how many squares of the two boards differ
-    changes: int  # how many replies are legal after one of the two only
+    changes: int  # how many replies, on squares empty in both, are legal after one only
     drop: float  # by how much the answer's log-probability falls from clean to corrupted, in nats
 
 
@@ -56,7 +56,8 @@ def find_pairs(
     """Pairs made from games by exchanging a move: the nearest boards first, then the surest model.
 
     A pair is a game cut after some moves, the same game with another legal last move, and a reply that is
-    legal after the first only. The same side moves next in both.
+    legal after the first only. The same side moves next in both. The squares of the two exchanged moves do not
+    count as replies: one of them is occupied, which is no question of lines.
 
     Args:
         games: squares, -1 after a game's end; for instance `board.random_games(1000)`.
@@ -155,7 +156,8 @@ def _candidates(
     def last(field: ndarray) -> ndarray:
         return field[:, -1]
 
-    legal, other_legal = last(clean.legal)[which], last(corrupted.legal)
+    empty = (last(clean.state)[which] == 0) & (last(corrupted.state) == 0)
+    legal, other_legal = last(clean.legal)[which] & empty, last(corrupted.legal) & empty
     differ = last(clean.state)[which] != last(corrupted.state)
     changes = (legal ^ other_legal).sum((1, 2))
     to_move = last(clean.to_move)[which]

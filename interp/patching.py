@@ -455,10 +455,10 @@ def _check_pair(clean: Tensor, corrupted: Tensor) -> None:
             f"`clean` has shape {tuple(clean.shape)} and `corrupted` {tuple(corrupted.shape)}. "
             "A sweep takes pairs of games of equal length: [pos], [pair pos], or sequences of [pos]."
         )
-    earlier = (clean != corrupted)[:-1].nonzero()
-    if len(earlier):
+    if not torch.equal(clean[:-1], corrupted[:-1]):
+        first = int((clean != corrupted).nonzero()[0])
         raise ValueError(
-            f"the games already differ at pos {int(earlier[0])}, before their last move. "
+            f"the games already differ at pos {first}, before their last move. "
             "Cut both after their first difference, or use `patch_together`."
         )
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from interp import plots
 from interp.attribution import Contributions, direct_logit_attribution
 from interp.neurons import input_weights, logit_weights, top_neurons
-from interp.pairs import Pair
+from interp.pairs import Interval, Pair, bootstrap_mean, find_pairs, pair_tokens, pairs_metric
 from interp.patching import patch_sweep, patching_metric
 from interp.probes import LinearProbe, ProbeAccuracy, probe_accuracy
 from othello_gpt import OthelloGPT, board
@@ -48,6 +48,8 @@ class Story(NamedTuple):
     accuracy: ProbeAccuracy  # `probe_accuracy` on random games
     contributions: Contributions  # `direct_logit_attribution` of the answer
     effects: dict[str, Float[Tensor, "layer *part"]]  # `patch_sweep`
+    n_pairs: int  # over which the next is averaged: `find_pairs` in random games
+    averages: dict[str, Interval]  # `bootstrap_mean` of `patch_sweep`, by layer
     log_probs: tuple[float, float]  # of the answer, clean and corrupted
     neurons: tuple[NeuronReading, ...]
 
@@ -68,6 +70,7 @@ def tell(
     probes: Sequence[LinearProbe],
     pair: Pair,
     n_games: int = 60,
+    n_pairs: int = 300,
     seed: int = 1,
     progress: bool = False,
 ) -> Story:
@@ -75,6 +78,7 @@ def tell(
 
     Args:
         n_games: random games over which probes are scored and neurons ranked.
+        n_pairs: pairs from random games over which the sweep is averaged.
     """
     steps = _steps(progress)
     next(steps)
@@ -85,6 +89,8 @@ def tell(
     next(steps)
     metric = patching_metric(logits, corrupted_logits, token)
     effects = patch_sweep(model, clean, corrupted, metric, sites=("attn_out", "mlp_out", "z"))
+    next(steps)
+    n_found, averages = _average_sweep(model, n_pairs, seed)
     next(steps)
     games = torch.from_numpy(board.random_games(n_games, seed))
     accuracy = probe_accuracy(model, probes, games)
@@ -106,13 +112,33 @@ def tell(
         accuracy=accuracy,
         contributions=direct_logit_attribution(model, cache, token),
         effects=effects,
+        n_pairs=n_found,
+        averages=averages,
         log_probs=(log_probs[0], log_probs[1]),
         neurons=neurons,
     )
 
 
+def _average_sweep(model: OthelloGPT, n_pairs: int, seed: int) -> tuple[int, dict[str, Interval]]:
+    """The sweep averaged over pairs in which one reply changes and the model's belief falls by a nat."""
+    ranked = find_pairs(model, board.random_games(4 * n_pairs, seed), (16, 21, 26))
+    pairs = [each.pair for each in ranked if each.drop > 1][:n_pairs]
+    if not pairs:
+        raise ValueError(f"no pair was found in {4 * n_pairs} games: average over more.")
+    clean, corrupted, _ = pair_tokens(pairs)
+    effects = patch_sweep(model, clean, corrupted, pairs_metric(model, pairs))
+    return len(pairs), {site: bootstrap_mean(of_site) for site, of_site in effects.items()}
+
+
 def _steps(progress: bool) -> Iterator[None]:
-    names = ("running the pair", "patching", "scoring probes", "reading neurons", "done")
+    names = (
+        "running the pair",
+        "patching",
+        "averaging",
+        "scoring probes",
+        "reading neurons",
+        "done",
+    )
     if not progress:
         yield from (None for _ in names)
         return
@@ -178,6 +204,12 @@ def summary(story: Story) -> str:
                 for site in ("attn_out", "mlp_out")
             ),
             "",
+            f"The same, mean over {story.n_pairs} pairs in which one reply changes (95 % interval):",
+            *(
+                f"  {site:9} {layer}: {mean:6.3f} ({low:.3f} to {high:.3f})"
+                for site, layer, mean, low, high in _average_rows(story)
+            ),
+            "",
             f"Neurons of layer {story.neurons[0].layer} that vary most:",
             *map(_neuron_line, story.neurons),
         ]
@@ -201,6 +233,14 @@ def _largest(story: Story, k: int) -> list[tuple[str, float]]:
     values = story.contributions.values[:, 0]
     order = values.abs().argsort(descending=True)[:k].tolist()
     return [(story.contributions.labels[i], values[i].item()) for i in order]
+
+
+def _average_rows(story: Story) -> list[tuple[str, int, float, float, float]]:
+    return [
+        (site, layer, *values)
+        for site, interval in story.averages.items()
+        for layer, values in enumerate(torch.stack(interval).T.tolist())
+    ]
 
 
 def _neuron_line(reading: NeuronReading) -> str:
@@ -231,6 +271,7 @@ def page(story: Story) -> str:
     state, last = story.record.state[-1], int(story.pair.clean[-1])
     layers = [f"layer {layer}" for layer in range(len(story.believed))]
     effects = {site: story.effects[site] for site in ("attn_out", "mlp_out")}
+    averages = {site: interval.mean for site, interval in story.averages.items()}
     heads = story.effects["z"]
     legal = plots.plot_board(state, story.legal, last, f"{_colour_of(story)} to move")
     probabilities = plots.plot_board_values(
@@ -277,6 +318,13 @@ def page(story: Story) -> str:
                 )
             ),
         ),
+        (
+            f"What restores a reply on average over {story.n_pairs} pairs",
+            "<p>Pairs from random games that differ in the last move only, where exactly one reply changes "
+            "legality; mean and 95 % bootstrap interval.</p>"
+            + _figure(plots.plot_lines(averages, x_title="layer", y_title="restored"))
+            + _average_table(story),
+        ),
         (f"Neurons of layer {story.neurons[0].layer} that vary most", _neuron_table(story.neurons)),
     ]
     body = "".join((f"<h2>{title}</h2>" if title else "") + content for title, content in sections)
@@ -290,6 +338,14 @@ def page(story: Story) -> str:
 
 def _figure(svg: plots.Svg) -> str:
     return f"<figure>{svg}</figure>"
+
+
+def _average_table(story: Story) -> str:
+    rows = "".join(
+        f"<tr><td>{site}<td>{layer}<td>{mean:.3f}<td>{low:.3f} to {high:.3f}</tr>"
+        for site, layer, mean, low, high in _average_rows(story)
+    )
+    return f"<table><tr><th>site<th>layer<th>mean<th>interval</tr>{rows}</table>"
 
 
 def _neuron_table(neurons: Sequence[NeuronReading]) -> str:

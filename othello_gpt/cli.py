@@ -1,4 +1,4 @@
-"""The command `othello-gpt`: `report`, `verify`, `info`. Heavy imports wait until a command needs them."""
+"""The command `othello-gpt`: `report`, `verify`, `bench`, `info`. Heavy imports wait until a command needs them."""
 
 import argparse
 import sys
@@ -32,6 +32,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--answer", help="the reply to explain; the most affected one if left out")
     report.add_argument("--random", type=int, metavar="SEED", help="a random game, 21 moves long")
+    report.add_argument(
+        "--pairs", type=int, default=300, help="pairs over which the sweep is averaged"
+    )
     report.add_argument("--out", type=Path, default=Path("othello-report.html"), help="the page")
     report.set_defaults(run=_report)
 
@@ -44,6 +47,12 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--filename", help="the file in a folder or repository")
     verify.set_defaults(run=_verify)
 
+    bench = commands.add_parser(
+        "bench", help="hooks, caches and sweeps timed against peers (needs a checkout)"
+    )
+    bench.add_argument("--out", type=Path, default=Path("othello-bench.html"), help="the picture")
+    bench.set_defaults(run=_bench)
+
     info = commands.add_parser("info", help="versions and places, for bug reports")
     info.set_defaults(run=_info)
     return parser
@@ -55,7 +64,13 @@ def _report(options: argparse.Namespace) -> int:
 
     model = OthelloGPT.from_pretrained()
     pair = _pair(options, model)
-    story = report.tell(model, report.shipped_probes(), pair, progress=sys.stderr.isatty())
+    story = report.tell(
+        model,
+        report.shipped_probes(),
+        pair,
+        n_pairs=options.pairs,
+        progress=sys.stderr.isatty(),
+    )
     print(report.summary(story))
     report.write_page(story, options.out)
     print(f"\nThe same with pictures: {options.out.resolve()}")
@@ -86,6 +101,20 @@ def _verify(options: argparse.Namespace) -> int:
     report = verify_checkpoint(options.file, filename=options.filename)
     print(report)
     return 0 if report.ok else 1
+
+
+def _bench(options: argparse.Namespace) -> int:
+    import subprocess
+
+    import othello_gpt
+
+    script = Path(othello_gpt.__file__).parents[1] / "benchmarks" / "quick.py"
+    if not script.exists():
+        raise ValueError(
+            f"no {script}: the benchmarks are not part of the installed package. Clone the repository, "
+            "`pip install -e '.[bench]'` there, and run `othello-gpt bench` again."
+        )
+    return subprocess.run([sys.executable, str(script), str(options.out)], check=False).returncode
 
 
 def _info(options: argparse.Namespace) -> int:

@@ -37,7 +37,8 @@ def test_every_pair_keeps_the_promise(seed, n_moves, max_changes):
     pairs = find_pairs(random_model(SMALL), games, (n_moves,), max_changes, per_game=3)
     for (clean_game, corrupted_game, answer), game, distance, changes, _ in pairs:
         clean, corrupted = board.play(clean_game), board.play(corrupted_game)
-        legal, other = clean.legal[-1], corrupted.legal[-1]
+        empty = (clean.state[-1] == 0) & (corrupted.state[-1] == 0)
+        legal, other = clean.legal[-1] & empty, corrupted.legal[-1] & empty
         assert np.array_equal(clean_game, games[game, :n_moves])
         assert np.array_equal(clean_game[:-1], corrupted_game[:-1])
         assert clean_game[-1] != corrupted_game[-1]

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
+import othello_gpt
 from interp import report
 from interp.patching import patch_sweep, patching_metric
 from othello_gpt import OthelloGPT, cli
@@ -19,7 +20,9 @@ from othello_gpt.vocab import label_to_token
 @pytest.fixture(scope="module")
 def story():
     pair = report.Pair(*example_pair())
-    return report.tell(OthelloGPT.from_pretrained(), report.shipped_probes(), pair, n_games=20)
+    return report.tell(
+        OthelloGPT.from_pretrained(), report.shipped_probes(), pair, n_games=20, n_pairs=12
+    )
 
 
 def test_figures_equal_what_the_calls_give(story):
@@ -57,12 +60,32 @@ def test_the_page_is_one_file_that_asks_for_nothing(story, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
+def test_averages_are_of_the_pairs_that_they_name(story):
+    """Within their intervals, one entry a layer, and the same in the text and on the page."""
+    assert 3 <= story.n_pairs <= 12
+    for site, (mean, low, high) in story.averages.items():
+        assert mean.shape == (8,)
+        assert ((low <= mean) & (mean <= high)).all()
+        shown = f"{mean[5]:.3f}<td>{low[5]:.3f} to {high[5]:.3f}"
+        assert f"<tr><td>{site}<td>5<td>{shown}</tr>" in report.page(story)
+        line = f"{site:9} 5: {mean[5]:6.3f} ({low[5]:.3f} to {high[5]:.3f})"
+        assert line in report.summary(story)
+
+
+def test_the_benchmarks_need_a_checkout(monkeypatch, tmp_path, capsys):
+    """An installed package has none, and the command says how to come by them."""
+    monkeypatch.setattr(othello_gpt, "__file__", str(tmp_path / "othello_gpt" / "__init__.py"))
+
+    assert cli.main(["bench"]) == 1
+    assert "Clone the repository" in capsys.readouterr().err
+
+
 def test_the_commands_run(tmp_path, capsys):
     """report, verify, info; an error is one line and exit status 1."""
     page = tmp_path / "page.html"
     game = "C3 C4 C5 E2 F2 C2 D2"
 
-    assert cli.main(["report", "--game", game, "--out", str(page)]) == 0
+    assert cli.main(["report", "--game", game, "--pairs", "10", "--out", str(page)]) == 0
     assert page.stat().st_size > 50_000
     assert "Neurons of layer 5" in capsys.readouterr().out
     assert cli.main(["info"]) == 0
