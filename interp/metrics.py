@@ -19,6 +19,7 @@ class LastMetric:
     like any other.
 
     Example:
+        >>> import torch
         >>> top = LastMetric(lambda logits: logits.max(-1).values)
         >>> top(torch.eye(3)[None])
         tensor(1.)
@@ -36,7 +37,9 @@ class LastMetric:
 
     def of_pairs(self, pairs: Int[Tensor, " pair"]) -> "LastMetric":
         """The metric of some of the pairs."""
-        values = (value if len(value) == 1 else value[pairs] for value in self.values)
+        values = (
+            value if len(value) == 1 else value[pairs.to(value.device)] for value in self.values
+        )
         return LastMetric(self.score, tuple(values))
 
 
@@ -101,8 +104,11 @@ def kl_divergence(reference_logits: Float[Tensor, "pair pos d_vocab"]) -> LastMe
 
 def probability_mass(tokens: Bool[Tensor, "pair d_vocab"] | Bool[Tensor, " d_vocab"]) -> LastMetric:
     """The probability that the run gives to a set of tokens, for instance to all legal replies."""
-    chosen = torch.atleast_2d(tokens)
-    return LastMetric(lambda logits, chosen: (logits.softmax(-1) * chosen).sum(-1), (chosen,))
+
+    def mass(logits: Tensor, chosen: Tensor) -> Tensor:
+        return (logits.softmax(-1) * chosen.to(logits.device)).sum(-1)
+
+    return LastMetric(mass, (torch.atleast_2d(tokens),))
 
 
 def _one_each(token: int | Tensor, logits: Float[Tensor, "pair pos d_vocab"]) -> Tensor:

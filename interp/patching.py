@@ -278,7 +278,7 @@ def sweep_games(
     memory: int = 2**27,
     progress: bool = False,
     before: Float[Tensor, "game pos d_vocab"] | None = None,
-) -> dict[str, Float[Tensor, "game ..."]]:
+) -> dict[str, Float[Tensor, "..."]]:
     """The metric of every patch of the last position of every game: what the sweeps of this package call.
 
     Args:
@@ -288,7 +288,7 @@ def sweep_games(
         before: logits before the last position, if the base rows do not have those positions.
 
     Returns:
-        For each site [game layer *part *subspace]; see `patch_sweep`.
+        For each site [game layer *part *subspace], with the axes left out that `patch_sweep` leaves out.
     """
     spaces = None if within is None else within.reshape(-1, *within.shape[-2:])
     n_spaces = 1 if spaces is None else len(spaces)

@@ -182,7 +182,7 @@ def _attend(
     k = into_heads(x, attn.W_K, attn.b_K)
     v = into_heads(x, attn.W_V, attn.b_V)
     if past is None:
-        past = (k[:, :n_before], v[:, :n_before])
+        past = (k[:, :n_before].clone(), v[:, :n_before].clone())  # views would keep all rows
     past_scores = torch.einsum("prhd,pkhd->phrk", q, past[0])
     if n_before:  # a position before the last sees those before it, and below itself
         unseen = torch.ones(n_before, n_before, dtype=torch.bool, device=x.device).triu()

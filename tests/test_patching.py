@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from model_strategies import models, random_model, token_batches
 from reference_model import fixture_model, load_fixture
 
-from interp.metrics import LastMetric, log_probability
+from interp import rows
+from interp.metrics import (
+    LastMetric,
+    kl_divergence,
+    log_probability,
+    logit_difference,
+    probability_mass,
+)
 from interp.patching import (
     SITES,
     Patch,
@@ -73,6 +80,7 @@ def pairs(draw, max_pairs=3, max_pos=6):
     return clean, [torch.cat([game[:-1], move]) for game, move in zip(clean, last, strict=True)]
 
 
+@settings(max_examples=15)
 @given(models(), token_batches(max_batch=1), st.integers(0, 60))
 def test_a_sweep_equals_the_plain_loop(model, tokens, last):
     """At every site, head by head and neuron by neuron, in float64 to 1e-10; one-move games too."""
@@ -98,6 +106,24 @@ def test_a_sweep_of_many_pairs_equals_the_plain_loop_of_each(model, games, memor
         looped = plain_loop(model, *pair, log_probability(i), SITES)
         for site in SITES:
             assert torch.allclose(swept[site][i], looped[site], rtol=0, atol=1e-10), site
+
+
+def test_rows_stay_within_the_memory(monkeypatch):
+    """No half block sees more rows than the budget has room for, and all neurons pass."""
+    seen, model = [], random_model(GPTConfig(n_layers=3, d_model=8, n_heads=2, d_head=4, d_mlp=900))
+    half_block = rows.half_block
+
+    def recorded(model, place, stream, *rest):
+        seen.append(stream.shape[0] * stream.shape[1])
+        return half_block(model, place, stream, *rest)
+
+    monkeypatch.setattr(rows, "half_block", recorded)
+    clean, corrupted = CLEAN.repeat(4, 1), CORRUPTED.repeat(4, 1)
+    memory = 300 * rows.bytes_of_a_row(model.cfg, 3, 8)
+    swept = patch_sweep(model, clean, corrupted, log_probability(7), ["post"], memory=memory)
+
+    assert swept["post"].shape == (4, 3, 900)
+    assert 250 < max(seen) <= 300
 
 
 @settings(max_examples=10)
@@ -207,6 +233,7 @@ def test_the_last_column_of_a_grid_is_the_sweep(model, tokens):
         assert torch.allclose(earlier, plain.expand_as(earlier), rtol=0, atol=1e-10)
 
 
+@settings(max_examples=10)
 @given(models(), pairs(max_pairs=4))
 def test_last_logits_are_those_of_each_game(model, games):
     """Whatever the lengths and the batch."""
@@ -233,12 +260,12 @@ def test_two_ranks_together_equal_one_process(tmp_path):
         "shared = patch_sweep_by_rank(model, clean, corrupted, metric, SITES)\n"
         "alone = patch_sweep(model, clean, corrupted, metric, SITES)\n"
         "assert all(torch.allclose(shared[s], alone[s], rtol=0, atol=1e-12) for s in SITES)\n"
-        "print('equal on rank', distributed.get_rank())\n"
+        "open(f'{sys.argv[1]}/equal on rank {distributed.get_rank()}', 'w').close()\n"
         "distributed.destroy_process_group()\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     run = subprocess.run(
-        [*command, str(script)],
+        [*command, str(script), str(tmp_path)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -246,8 +273,8 @@ def test_two_ranks_together_equal_one_process(tmp_path):
         timeout=120,
     )
 
-    assert "equal on rank 0" in run.stdout, run.stderr
-    assert "equal on rank 1" in run.stdout, run.stderr
+    assert (tmp_path / "equal on rank 0").exists(), run.stderr
+    assert (tmp_path / "equal on rank 1").exists(), run.stderr
 
 
 @pytest.mark.slow
@@ -270,6 +297,7 @@ def test_neurons_of_the_packaged_model_equal_the_plain_loop():
         assert (swept[layer, neuron] - effect).abs() < 1e-5
 
 
+@settings(max_examples=10)
 @given(models(), token_batches(max_batch=1))
 def test_a_run_patched_with_itself_is_itself(model, tokens):
     """Every patch, and patching the whole stream gives the clean run."""
@@ -325,6 +353,31 @@ def test_a_metric_of_many_pairs_takes_each_its_own_values():
     assert torch.equal(metric.rows(logits)[2], 100 * logits[2, :, 0])
     some = metric.of_pairs(torch.tensor([2]))
     assert torch.equal(some.rows(logits[2:]), metric.rows(logits)[2:])
+
+
+@given(st.integers(0, 2**16), st.integers(1, 3), st.integers(1, 4))
+def test_metrics_of_many_rows_are_those_of_each_run(seed, n_pairs, n_rows):
+    """And equal to their formulas, written out for one run."""
+    torch.manual_seed(seed)
+    logits = torch.randn(n_pairs, n_rows, 61, dtype=torch.float64)
+    reference = torch.randn(n_pairs, 2, 61, dtype=torch.float64)
+    a, b = torch.randint(61, (2, n_pairs))
+    legal = torch.rand(n_pairs, 61) < 0.3
+    metrics = {
+        log_probability(a): lambda p, i, run: run.log_softmax(-1)[a[i]],
+        logit_difference(a, b): lambda p, i, run: run[a[i]] - run[b[i]],
+        kl_divergence(reference): lambda p, i, run: (
+            p[i] * (p[i].log() - run.log_softmax(-1))
+        ).sum(),
+        probability_mass(legal): lambda p, i, run: run.softmax(-1)[legal[i]].sum(),
+    }
+    p = reference[:, -1].softmax(-1)
+    for metric, formula in metrics.items():
+        for i in range(n_pairs):
+            for row, run in zip(metric.rows(logits)[i], logits[i], strict=True):
+                alone = metric.of_pairs(torch.tensor([i]))(run[None, None])
+                assert torch.allclose(row, formula(p, i, run), rtol=0, atol=1e-12)
+                assert torch.allclose(row, alone, rtol=0, atol=1e-12)
 
 
 def test_the_metric_is_one_for_clean_zero_for_corrupted_and_linear_in_log_probabilities():
