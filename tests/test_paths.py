@@ -54,7 +54,7 @@ def stands_below(site, layer, receiver, n_layers):
     return place <= reads
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(models(), pairs(max_pairs=2, max_pos=4), st.integers(1, 2**17))
 def test_a_path_equals_its_hooked_runs(model, games, memory):
     """Every sender with every receiver above it, in float64 to 1e-10; nan for receivers below."""
