@@ -52,6 +52,7 @@ def main() -> None:
     clean = torch.randint(1, 60, (1, 21))
     corrupted = torch.cat([clean[:, :-1], clean[:, -1:] + 1], 1)
     metric = patching_metric(model(clean), model(corrupted), 7)
+    peak = neuron_memory(model, clean, corrupted, metric)  # first, before anything else took memory
     loop = Loop(model, clean, corrupted, metric)
     cache = model.run_with_cache(clean)[1]
     indices = {
@@ -90,7 +91,7 @@ def main() -> None:
         f"The sweep against {loop.name}.",
         rows,
         worst_difference=worst,
-        peak_mib_of_neurons=neuron_memory(model, clean, corrupted, metric),
+        peak_mib_of_neurons=peak,
     )
 
 

@@ -263,4 +263,5 @@ def _inside(
 def bytes_of_a_row(cfg: GPTConfig, n_pos: int, itemsize: int) -> int:
     """About what a row takes on its way through a block: the stream and its copies, the neurons, the scores."""
     heads = cfg.n_heads * (4 * cfg.d_head + 3 * n_pos)
-    return itemsize * (6 * cfg.d_model + 2 * cfg.d_mlp + heads + 3 * cfg.d_vocab)
+    counted = 6 * cfg.d_model + 2 * cfg.d_mlp + heads + 3 * cfg.d_vocab
+    return 2 * itemsize * counted  # twice: what is given back is not free at once, as measured
