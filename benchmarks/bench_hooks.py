@@ -1,76 +1,93 @@
-"""What does a model with hook sites cost when nobody listens?
+"""What do hooks cost: none, 1, 8, 64 and all sites, no-op and patching, forward and backward?
 
-Against the same mathematics with every `tap` taken out of the source: each method that taps is compiled anew
-with `self.tap("site", value)` replaced by `value`, and nothing else changed. Published size, random weights.
+Against the same mathematics with every `tap` taken out of the source (`twin.py`). The published size says what
+users feel; a tiny model, in which the mathematics takes no time, what one hook costs.
 """
 
-import ast
-import inspect
-import textwrap
-import types
-
 import torch
-from paired import compare, report
+from paired import QUICK, Comparison, compare, report
+from twin import TINY, model_and_twin
 
-from othello_gpt import GPTConfig, OthelloGPT
-from othello_gpt import model as source
-from othello_gpt.hooks import Tapped
+SHAPES = [(1, 20, 60)] if QUICK else [(1, 20, 200), (50, 59, 12), (256, 59, 4)]
+
+
+def no_op(activation, hook) -> None:
+    """Looks and leaves."""
+
+
+def patch(activation, hook) -> None:
+    activation[0, -1] = activation[0, 0]
+
+
+def hooks_on(model, n: int | None, fn=no_op) -> list:
+    names = [name for name in model.hook_names if not name.endswith("hook_result")]
+    return [(name, fn) for name in (names if n is None else names[:: len(names) // n][:n])]
+
+
+def main() -> None:
+    model, twin = model_and_twin()
+    rows = []
+    for batch, pos, pairs in SHAPES:
+        tokens = torch.randint(1, 61, (batch, pos))
+        rows += forward_rows(f"{batch}x{pos}", model, twin, tokens, pairs)
+    tokens = torch.randint(1, 61, (1, 20))
+    rows += [
+        backward_row("1x20, forward and backward, no hooks", model, twin, tokens, None),
+        backward_row("1x20, forward and backward, all sites", model, twin, tokens, no_op),
+    ]
+    tiny, tiny_twin = model_and_twin(TINY)
+    sites = len(hooks_on(tiny, None))
+    tiny_rows = forward_rows("tiny 1x20", tiny, tiny_twin, tokens, 300)
+    each = {row.name: (row.ours_ms - row.other_ms) * 1e3 / sites for row in tiny_rows}
+    report(
+        "A model with hook sites, against the same mathematics without (ours / other is the overhead).",
+        rows + tiny_rows,
+        sites=sites,
+        microseconds_a_site_untouched=round(each["tiny 1x20, no hooks"], 3),
+        microseconds_a_site_no_op=round(each["tiny 1x20, no-op on all sites"], 3),
+        microseconds_a_site_attached_and_detached=round(
+            each["tiny 1x20, attached, no-op and detached on all sites"], 3
+        ),
+    )
 
 
 @torch.no_grad()
-def main() -> None:
-    torch.manual_seed(0)
-    tapped, untapped = OthelloGPT(GPTConfig()), OthelloGPT(GPTConfig())
-    untapped.load_state_dict(tapped.state_dict())
-    taps = take_taps_out(untapped)
-    rows = []
-    for batch, pos, pairs in ((1, 20, 300), (50, 59, 15)):
-        tokens = torch.randint(1, 61, (batch, pos))
-        assert torch.equal(tapped(tokens), untapped(tokens))
-        name = f"batch {batch} x {pos}, no hooks"
-        rows.append(compare(name, lambda t=tokens: tapped(t), lambda t=tokens: untapped(t), pairs))
-    report("A model with sites and no hooks, against one without sites.", rows, taps_removed=taps)
+def forward_rows(name: str, model, twin, tokens, pairs: int) -> list[Comparison]:
+    assert torch.equal(model(tokens), twin(tokens))
+    rows = [compare(f"{name}, no hooks", lambda: model(tokens), lambda: twin(tokens), pairs)]
+    for n in (1, 8, 64, None):
+        label = f"{name}, no-op on {'all sites' if n is None else n}"
+        with model.hooks(hooks_on(model, n)):
+            assert torch.equal(model(tokens), twin(tokens))
+            rows.append(compare(label, lambda: model(tokens), lambda: twin(tokens), pairs))
+    for label, hooks in (
+        ("attached, no-op and detached on all sites", hooks_on(model, None)),
+        ("attached, patch and detached on one site", [("blocks.3.hook_attn_out", patch)]),
+    ):
+        rows.append(
+            compare(
+                f"{name}, {label}",
+                lambda h=hooks: model.run_with_hooks(tokens, h),
+                lambda: twin(tokens),
+                pairs,
+            )
+        )
+    return rows
 
 
-class _TapsOut(ast.NodeTransformer):
-    """`self.tap("site", value)` becomes `value`."""
+def backward_row(name: str, model, twin, tokens, hook) -> Comparison:
+    hooks = [] if hook is None else hooks_on(model, None, hook)
 
-    def __init__(self) -> None:
-        self.removed = 0
+    def ours() -> None:
+        model.run_with_hooks(tokens, hooks).logsumexp(-1).sum().backward()
 
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        self.generic_visit(node)
-        if isinstance(node.func, ast.Attribute) and node.func.attr == "tap":
-            self.removed += 1
-            return node.args[1]
-        return node
+    def other() -> None:
+        twin(tokens).logsumexp(-1).sum().backward()
 
-
-def take_taps_out(model: OthelloGPT) -> int:
-    """Gives the modules of this one model methods without taps; returns how many calls of `tap` went."""
-    removed = 0
-    methods = {}
-    for module in model.modules():
-        for name, method in vars(type(module)).items():
-            if not isinstance(module, Tapped) or not inspect.isfunction(method):
-                continue
-            if method not in methods:
-                methods[method], count = _without_taps(method)
-                removed += count
-            if methods[method] is not None:
-                setattr(module, name, types.MethodType(methods[method], module))
-    return removed
-
-
-def _without_taps(method: types.FunctionType):
-    tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
-    taps_out = _TapsOut()
-    tree = ast.fix_missing_locations(taps_out.visit(tree))
-    if not taps_out.removed:
-        return None, 0
-    namespace = dict(vars(source))
-    exec(compile(tree, source.__file__, "exec"), namespace)
-    return namespace[method.__name__], taps_out.removed
+    ours(), other()
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+    return compare(name, ours, other, 20 if QUICK else 80)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,27 @@
-"""Paired timing: both sides alternate in one process, so that a slow minute slows both."""
+"""Paired timing: both sides alternate in one process, so that a slow minute slows both.
+
+Every benchmark takes `--quick` (fewer pairs, no large batches) and `--save` (keeps the table and the line of
+JSON in `benchmarks/results`, dated).
+"""
 
 import json
 import platform
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from datetime import date
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+QUICK = "--quick" in sys.argv
+
 
 class Comparison(NamedTuple):
-    """Medians of paired runs, in milliseconds, and the median and quartiles of their ratios."""
+    """Medians of paired runs, in milliseconds of processor time, and the quartiles of their ratios."""
 
     name: str
     ours_ms: float
@@ -23,47 +32,79 @@ class Comparison(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.name:44} {self.ours_ms:9.3f} ms {self.other_ms:9.3f} ms  "
-            f"x{self.ratio:.3f} ({self.ratio_low:.3f} to {self.ratio_high:.3f})"
+            f"{self.name:52} {self.ours_ms:10.3f} {self.other_ms:10.3f}   "
+            f"{self.ratio:8.3f} ({self.ratio_low:.3f} to {self.ratio_high:.3f})"
         )
 
 
 def compare(
-    name: str, ours: Callable[[], Any], other: Callable[[], Any], pairs: int = 100, warm_up: int = 5
+    name: str,
+    ours: Callable[[], Any],
+    other: Callable[[], Any],
+    pairs: int = 100,
+    warm_up: int = 5,
+    clock: Callable[[], float] = time.process_time,
 ) -> Comparison:
-    """Times both sides in turns. That they agree is for the caller to check before."""
+    """Times both sides in turns. That they agree is for the caller to check before.
+
+    Processor time, as other people's work on the machine is not ours; `time.perf_counter` for whole processes.
+    """
     for _ in range(warm_up):
         ours(), other()
     seconds = []
     for i in range(pairs):  # who goes first changes from pair to pair
         first, second = (ours, other) if i % 2 else (other, ours)
-        a, b = _seconds(first), _seconds(second)
+        a, b = _seconds(first, clock), _seconds(second, clock)
         seconds.append((a, b) if i % 2 else (b, a))
     ratios = sorted(b / a for a, b in seconds)
-    low, _, high = statistics.quantiles(ratios, n=4)
+    low, _, high = statistics.quantiles(ratios, n=4) if pairs > 1 else (ratios[0],) * 3
     medians = [1e3 * statistics.median(side) for side in zip(*seconds, strict=True)]
     return Comparison(name, medians[0], medians[1], statistics.median(ratios), low, high)
 
 
-def _seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+def _seconds(call: Callable[[], Any], clock: Callable[[], float]) -> float:
+    start = clock()
     call()
-    return time.perf_counter() - start
+    return clock() - start
+
+
+def peak_mib() -> float:
+    """The most memory that this process has held so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def report(question: str, comparisons: list[Comparison], **facts: Any) -> None:
     """The table, then one line of JSON with the hardware, the date and the versions."""
-    print(f"{question}\n{'':44} {'ours':>12} {'other':>12}  other / ours (quartiles)")
-    for comparison in comparisons:
-        print(comparison)
-    for name, fact in facts.items():
-        print(f"{name}: {fact}")
+    lines = [question, f"{'':52} {'ours, ms':>10} {'other, ms':>10}   other / ours (quartiles)"]
+    lines += [str(comparison) for comparison in comparisons]
+    lines += [f"{name}: {fact}" for name, fact in facts.items()]
     machine = {
         "date": date.today().isoformat(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "python": platform.python_version(),
+        "quick": QUICK,
     }
     rows = [comparison._asdict() for comparison in comparisons]
-    print(json.dumps({"question": question, **machine, "rows": rows, **facts}))
+    lines.append(json.dumps({"question": question, **machine, "rows": rows, **facts}))
+    print("\n".join(lines))
+    if "--save" in sys.argv:
+        save("\n".join(lines))
+
+
+def save(text: str) -> None:
+    """Keeps a result under the benchmark's name and today's date."""
+    folder = Path(__file__).parent / "results"
+    folder.mkdir(exist_ok=True)
+    name = Path(sys.argv[0]).stem.removeprefix("bench_")
+    (folder / f"{date.today().isoformat()}-{name}.txt").write_text(text + "\n")
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,18 +1,24 @@
 """Who wrote what: the residual stream as a sum of its writers, along any direction; sums that close."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.probes import LinearProbe
 from othello_gpt import ActivationCache, OthelloGPT
+
+LEVELS = ("layer", "head", "neuron")
 
 
 class Contributions(NamedTuple):
     """A value, split over the components that wrote it."""
 
-    labels: tuple[str, ...]  # "embed", "pos_embed", "attn0", "mlp0", ...; heads are "attn0.head3"
+    labels: tuple[
+        str, ...
+    ]  # "embed", "pos_embed", "attn0", "mlp0", ...; "attn0.head3", "mlp0.neuron7"
     values: Float[Tensor, "component *rest"]
     total: Float[Tensor, "*rest"]  # the value itself, read from the run, not summed
 
@@ -65,6 +71,55 @@ def head_contributions(
     return Contributions((*labels, f"attn{layer}.bias"), parts, total)
 
 
+def neuron_contributions(
+    model: OthelloGPT,
+    cache: ActivationCache,
+    directions: Float[Tensor, "d_model *direction"],
+    layer: int,
+) -> Contributions:
+    """The dot product of `mlp_out[layer]` with each direction, split by neuron, the bias last."""
+    mlp, post = model.blocks[layer].mlp, cache["post", layer]
+    reads = torch.tensordot(mlp.W_out, directions, 1)  # [d_mlp, *direction]
+    neurons = torch.einsum("bpn,n...->nbp...", post, reads)
+    bias = torch.tensordot(mlp.b_out, directions, 1).expand_as(neurons[:1])
+    labels = (*(f"mlp{layer}.neuron{n}" for n in range(len(reads))), f"mlp{layer}.bias")
+    total = torch.tensordot(cache["mlp_out", layer], directions, 1)
+    return Contributions(labels, torch.cat([neurons, bias]), total)
+
+
+def split_contributions(
+    model: OthelloGPT,
+    cache: ActivationCache,
+    directions: Float[Tensor, "d_model *direction"],
+    layer: int = -1,
+    level: str = "head",
+) -> Contributions:
+    """`contributions` with attention split into heads or, at level "neuron", the MLPs into neurons as well.
+
+    The biases of what is split are components of their own.
+
+    Args:
+        cache: a run that kept what `contributions` needs and, of each layer, `z` and (for neurons) `post`.
+            Select games and positions first: one value a neuron, position and direction adds up.
+        level: "layer" (which is `contributions`), "head" or "neuron".
+    """
+    if level not in LEVELS:
+        raise ValueError(f"`level` is '{level}', but must be one of {', '.join(LEVELS)}.")
+    whole = contributions(cache, directions, layer)
+    if level == "layer":
+        return whole
+    parts = [Contributions(whole.labels[:2], whole.values[:2], whole.total)]  # the embeddings
+    for i in range(layer % cache.n_layers + 1):
+        parts.append(head_contributions(model, cache, directions, i))
+        if level == "neuron":
+            parts.append(neuron_contributions(model, cache, directions, i))
+        else:
+            mlp = whole.values[2 * i + 3 : 2 * i + 4]
+            parts.append(Contributions((f"mlp{i}",), mlp, mlp[0]))
+    labels = tuple(label for part in parts for label in part.labels)
+    return Contributions(labels, torch.cat([part.values for part in parts]), whole.total)
+
+
 def accumulated_scores(
     cache: ActivationCache, directions: Float[Tensor, "d_model *direction"], layer: int = -1
 ) -> Float[Tensor, "layer batch pos *direction"]:
@@ -75,26 +130,110 @@ def accumulated_scores(
 
 
 def direct_logit_attribution(
-    model: OthelloGPT, cache: ActivationCache, token: int, pos: int = -1
+    model: OthelloGPT,
+    cache: ActivationCache,
+    token: int | Int[Tensor, "*token"],
+    pos: int = -1,
+    level: str = "layer",
 ) -> Contributions:
     """The logit of `token` after one move, split by component, plus a "bias" that nobody wrote.
 
-    The final LayerNorm's scale is held at its value in this run, and then the logit is linear in the
+    The final LayerNorm's scale is frozen at its value in this run, and then the logit is linear in the
     stream. Its weight belongs to the direction, its bias and b_U to the constant: so the parts sum to the
     logit whether or not LayerNorm was folded.
 
+    Args:
+        token: one, or several at once; all of them at level "neuron" is what every neuron does to every move.
+        level: "layer", "head" or "neuron", as for `split_contributions`.
+
     Returns:
-        Values [component batch], in logits.
+        Values [component batch *token], in logits.
 
     Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
     """
-    column = model.W_U[:, token]
-    direction = model.ln_final.w * column
-    direction = direction - direction.mean()  # LayerNorm centres the stream, so does this
+    columns = model.W_U[:, token]  # [d_model, *token]
+    weighted = torch.einsum("m,m...->m...", model.ln_final.w, columns)
+    directions = weighted - weighted.mean(0)  # LayerNorm centres the stream, so does this
     run = cache.select(pos=pos)
-    stream = contributions(run, direction)
-    scale = run["ln_final.hook_scale"][..., 0]
-    constant = (model.ln_final.b @ column + model.b_U[token]).expand(1, len(scale), 1)
-    values = torch.cat([stream.values / scale, constant])[..., 0]
-    total = run["ln_final.hook_normalized"][:, 0] @ (model.ln_final.w * column) + constant[0, :, 0]
+    stream = split_contributions(model, run, directions, -1, level)
+    scale = run["ln_final.hook_scale"][:, 0, 0]
+    constant = torch.tensordot(model.ln_final.b, columns, 1) + model.b_U[token]
+    written = torch.einsum("cb...,b->cb...", stream.values[:, :, 0], 1 / scale)
+    values = torch.cat([written, constant.expand_as(written[:1])])
+    normalized = run["ln_final.hook_normalized"][:, 0]
+    total = torch.tensordot(normalized, weighted, 1) + constant
     return Contributions((*stream.labels, "bias"), values, total)
+
+
+def stepwise_logit_attribution(
+    model: OthelloGPT,
+    cache: ActivationCache,
+    token: int | Int[Tensor, "*token"],
+    pos: int = -1,
+    level: str = "layer",
+) -> Contributions:
+    """The logit of `token`, split by how far each component moves it when its write is added to those before.
+
+    The final LayerNorm is recomputed at every step. So this is what the logit lens sees change, and it
+    depends on the order, where `direct_logit_attribution` holds the scale and does not. "bias" is the logit of
+    an empty stream.
+
+    Args, Returns: as `direct_logit_attribution`.
+    """
+    run = cache.select(pos=pos)
+    eye = torch.eye(model.cfg.d_model, dtype=model.dtype, device=model.device)
+    writes = split_contributions(model, run, eye, -1, level)
+    streams = torch.cat([torch.zeros_like(writes.values[:1]), writes.values.cumsum(0)])[:, :, 0]
+    logits = model.unembed(streams)[..., token]  # [step, batch, *token]
+    total = model.unembed(writes.total[:, 0])[..., token]
+    values = torch.cat([logits.diff(dim=0), logits[:1]])
+    return Contributions((*writes.labels, "bias"), values, total)
+
+
+def logit_lens(
+    model: OthelloGPT, cache: ActivationCache
+) -> Float[Tensor, "layer batch pos d_vocab"]:
+    """The logits that the stream would give if the model ended there, the final LayerNorm recomputed.
+
+    Entry 0 reads the embeddings, entry `l + 1` reads `resid_post[l]`; the last is the model's own.
+
+    Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
+    """
+    return model.unembed(torch.stack(_streams(cache)))
+
+
+def frozen_logit_lens(
+    model: OthelloGPT, cache: ActivationCache
+) -> Float[Tensor, "layer batch pos d_vocab"]:
+    """The logit lens with the final LayerNorm's scale frozen at its value in this run.
+
+    Entries are then sums of `direct_logit_attribution`: all that was written so far, and the bias.
+    """
+    streams = torch.stack(_streams(cache))
+    centred = streams - streams.mean(-1, keepdim=True)
+    normalized = centred / cache["ln_final.hook_scale"]
+    return (normalized * model.ln_final.w + model.ln_final.b) @ model.W_U + model.b_U
+
+
+def _streams(cache: ActivationCache) -> list[Float[Tensor, "batch pos d_model"]]:
+    layers = range(cache.n_layers)
+    return [cache["resid_pre", 0], *(cache["resid_post", layer] for layer in layers)]
+
+
+def earliest_right(
+    probes: Sequence[LinearProbe], cache: ActivationCache, classes: Int[Tensor, "batch pos 8 8"]
+) -> Int[Tensor, "batch pos 8 8"]:
+    """The earliest layer whose probe reads each square right; `n_layers` where none does.
+
+    A later probe may be wrong again. -1 is a probe of the embeddings.
+
+    Args:
+        probes: of several layers, whose class order is that of `classes`.
+        classes: the true class of every square, `othello_gpt.board.piece_classes`.
+    """
+    earliest = torch.full_like(classes, cache.n_layers)
+    for probe in sorted(probes, key=lambda probe: -probe.layer):
+        resid = cache["resid_pre", 0] if probe.layer < 0 else cache["resid_post", probe.layer]
+        right = probe.logits(resid).argmax(-1) == classes
+        earliest = torch.where(right, probe.layer, earliest)
+    return earliest

@@ -1,166 +1,427 @@
-"""Activation patching at the last position: exact, and one token step for all patches together.
+"""Activation patching: exact sweeps of the last position, one token step for all patches together.
 
 Two games differ in their last move only. The model is causal, so before the last position both runs are
 equal, and so are their keys and values. A patch at the last position therefore changes nothing but the
-last position from the patched layer up. `patch_sweep` runs one batch of rows through the model: the positions
-of the clean game, the last position of the corrupted one, and one row for every patch, from its layer up.
+last position from the patched layer up: `patch_sweep` runs it as one row (see `interp.rows`).
+
+`patch_together` is the slower road for everything else: earlier positions, several places at once, games that
+differ anywhere.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from othello_gpt import OthelloGPT
-from othello_gpt.model import Attention, Block, from_heads, into_heads
+from interp.metrics import LastMetric, Metric, patching_metric
+from interp.rows import PARTED, SITES, Base, bytes_of_a_row, replay
+from othello_gpt import ActivationCache, HookPoint, OthelloGPT, get_act_name
 
-Metric = Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, ""] | float]
+__all__ = [
+    "SITES",
+    "Metric",
+    "Patch",
+    "last_logits",
+    "onto",
+    "patch_grid",
+    "patch_sweep",
+    "patch_sweep_by_rank",
+    "patch_together",
+    "patching_metric",
+]
 
-SITES = ("resid_pre", "attn_out", "z", "resid_mid", "mlp_out", "post", "resid_post")
-
-
-def patching_metric(
-    clean_logits: Float[Tensor, "batch pos d_vocab"],
-    corrupted_logits: Float[Tensor, "batch pos d_vocab"],
-    token: int,
-) -> Metric:
-    """A metric that is 1 at the clean log-probability of `token` and 0 at the corrupted one.
-
-    It is linear in the log-probability of the token after the last move of the first game, so it may leave
-    [0, 1]. It takes logits; log-probabilities give the same.
-
-    Raises:
-        ValueError: both runs give the token the same log-probability, so there is nothing to recover.
-
-    Source: ARENA 1.5.3, section 2, whose `patching_metric` closes over global variables.
-    """
-    clean, corrupted = (_log_prob(logits, token) for logits in (clean_logits, corrupted_logits))
-    if torch.isclose(clean, corrupted, rtol=0, atol=1e-9):
-        raise ValueError(
-            f"token {token} has log-probability {clean.item():.4f} in both runs. "
-            "Choose a token that the last move makes more or less likely."
-        )
-    return lambda logits: (_log_prob(logits, token) - corrupted) / (clean - corrupted)
-
-
-def _log_prob(logits: Float[Tensor, "batch pos d_vocab"], token: int) -> Float[Tensor, ""]:
-    return logits[0, -1].log_softmax(-1)[token]
+# One game or a batch of one length; or several games, each [pos], of any lengths.
+Games = Int[Tensor, "*batch pos"] | Sequence[Int[Tensor, " _pos"]]
 
 
 @torch.no_grad()
 def patch_sweep(
     model: OthelloGPT,
-    clean: Int[Tensor, "*batch pos"],
-    corrupted: Int[Tensor, "*batch pos"],
+    clean: Games,
+    corrupted: Games,
     metric: Metric,
     sites: Iterable[str] = ("attn_out", "mlp_out"),
-) -> dict[str, Float[Tensor, "layer *part"]]:
+    within: Float[Tensor, "*subspace d_model d_model"] | None = None,
+    clean_cache: ActivationCache | None = None,
+    memory: int = 2**27,
+    progress: bool = False,
+) -> dict[str, Float[Tensor, "..."]]:
     """The metric of the corrupted run with one activation of its last position taken from the clean run.
 
     Exchange `clean` and `corrupted` for noising in place of denoising.
 
     Args:
         model: a model that nobody has hooked: hooks would not fire in the replayed position.
-        clean: tokens of one game, [pos] or [1 pos].
-        corrupted: the same game with another last move.
-        metric: a function of the logits [1 pos d_vocab] of the patched run, such as `patching_metric`.
-        sites: any of "resid_pre", "attn_out", "z", "resid_mid", "mlp_out", "post", "resid_post".
-            "z" patches head by head, "post" neuron by neuron.
+        clean: tokens of one game, [pos] or [1 pos]; of many of one length, [pair pos]; or a sequence of
+            games [pos] of different lengths.
+        corrupted: the same games, each with another last move.
+        metric: a `LastMetric`, such as `patching_metric`, scores all patches at once; any other function of
+            the logits [1 pos d_vocab] of one patched run is called once a patch.
+        sites: any of "embed", "resid_pre", "attn_out", "z", "result", "resid_mid", "mlp_out", "post",
+            "resid_post". "z" and "result" patch head by head (and give the same), "post" neuron by neuron.
+        within: patch only the part of the change inside a subspace: a projection from `onto`, or several,
+            each of which is a run of its own.
+        clean_cache: of the clean run of one length, with "k" and "v" of every layer: saves computing the
+            positions before the last. A metric that is no `LastMetric` needs "unembed.hook_out" as well.
+        memory: bytes that the sweep may take at a time, above the weights and the results.
+        progress: show a bar that counts patched runs.
 
     Returns:
-        For each site the metric by layer: [layer], for "z" [layer head], for "post" [layer d_mlp].
+        For each site the metric by layer, [pair layer *part *subspace], without the pair axis for one pair
+        given as a tensor. The part is the head of "z" and "result" and the neuron of "post"; "embed" has
+        no layer axis.
 
     Raises:
         ValueError: unknown sites, games that differ before the last move, or a hooked model.
     """
-    sites = _checked_sites(sites)
-    clean, corrupted = _checked_pair(clean, corrupted)
-    if model.registry.hooks:
-        raise ValueError(
-            "the model has hooks attached, and they would not fire in a sweep, which replays one "
-            "position. Leave the `with model.hooks(...)` block, or call `model.reset_hooks()`."
-        )
-    rows = torch.cat([model.embed(clean)[0], model.embed(corrupted)[0, -1:]])  # [row, d_model]
-    last, joined = clean.shape[1] - 1, []
-    for block in model.blocks:
-        rows = _block_with_patches(block, rows, last, sites, joined)
-    logits = model.unembed(rows)  # [row, d_vocab]
+    sites = checked_sites(sites)
+    pairs = checked_pairs(model, clean, corrupted)
 
-    clean_logits, patched = logits[None, : last + 1], logits[last + 2 :]
-    results: dict[str, list[Tensor]] = {site: [] for site in sites}
-    for (site, _), those in zip(joined, patched.split([n for _, n in joined]), strict=True):
-        effects = torch.stack([_effect(metric, clean_logits, row) for row in those])
-        results[site].append(effects if site in ("z", "post") else effects[0])
-    return {site: torch.stack(effects) for site, effects in results.items()}
+    if clean_cache is not None:
+        _check_cache(clean_cache, pairs)
+
+    def base(some: list[int]) -> Base:
+        return base_of_pairs(model, [pairs[i] for i in some], clean_cache, some)
+
+    before = None
+    if clean_cache is not None and not isinstance(metric, LastMetric):
+        before = clean_cache["unembed.hook_out"][:, :-1]
+    games = [game for _, game in pairs]
+    one = is_one(clean)
+    return sweep_games(model, games, metric, sites, base, one, within, memory, progress, before)
 
 
-def _effect(metric: Metric, clean_logits: Tensor, last: Float[Tensor, " d_vocab"]) -> Tensor:
-    logits = clean_logits.clone()  # before the last position the patched run equals the clean one
-    logits[0, -1] = last
-    return torch.as_tensor(metric(logits))
+def patch_sweep_by_rank(
+    model: OthelloGPT,
+    clean: Sequence[Int[Tensor, " _pos"]],
+    corrupted: Sequence[Int[Tensor, " _pos"]],
+    metric: Metric,
+    sites: Iterable[str] = ("attn_out", "mlp_out"),
+    **options,
+) -> dict[str, Float[Tensor, "..."]]:
+    """`patch_sweep` under `torchrun`: every rank sweeps its share of the pairs, and all get the whole result.
 
-
-def _block_with_patches(
-    block: Block,
-    rows: Float[Tensor, "row d_model"],
-    last: int,
-    sites: tuple[str, ...],
-    joined: list[tuple[str, int]],
-) -> Float[Tensor, "more_rows d_model"]:
-    """The residual stream after the block, of every row that entered and every patch made in the block.
-
-    Rows up to `last` are the positions of the clean run; row `last + 1` is the last position of the
-    corrupted run; the rest, of patched runs. A patched run equals the corrupted one up to its patch, so its
-    row joins there; `joined` lists (site, number of rows) in the order of joining.
+    Called by every rank with the same pairs, after `torch.distributed.init_process_group`; with one process
+    it is `patch_sweep`.
     """
+    from torch import distributed
 
-    def join(rows: Tensor, patches: dict[str, Tensor]) -> Tensor:
-        chosen = [(site, patch) for site, patch in patches.items() if site in sites]
-        joined.extend((site, len(patch)) for site, patch in chosen)
-        return torch.cat([rows, *(patch for _, patch in chosen)])
-
-    clean, corrupted = slice(last, last + 1), slice(last + 1, last + 2)
-    attn, mlp = block.attn, block.mlp
-
-    resid_pre = join(rows, {"resid_pre": rows[clean]})
-    z = _attend(attn, block.ln1(resid_pre), last)  # [row, head, d_head]
-    attn_out = from_heads(z, attn.W_O, attn.b_O)
-    resid_mid = resid_pre + attn_out
-    patches = {"attn_out": resid_pre[corrupted] + attn_out[clean], "resid_mid": resid_mid[clean]}
-    if "z" in sites:
-        by_head = torch.einsum("hd,hdm->hm", (z[clean] - z[corrupted])[0], attn.W_O)
-        patches["z"] = resid_mid[corrupted] + by_head
-    resid_mid = join(resid_mid, patches)
-
-    post = mlp.neurons(block.ln2(resid_mid))
-    mlp_out = mlp.write(post)
-    resid_post = resid_mid + mlp_out
-    patches = {"mlp_out": resid_mid[corrupted] + mlp_out[clean], "resid_post": resid_post[clean]}
-    if "post" in sites:
-        by_neuron = (post[clean] - post[corrupted]).T * mlp.W_out  # [d_mlp, d_model]
-        patches["post"] = resid_post[corrupted] + by_neuron
-    return join(resid_post, patches)
+    rank, n_ranks = 0, 1
+    if distributed.is_available() and distributed.is_initialized():
+        rank, n_ranks = distributed.get_rank(), distributed.get_world_size()
+    shares = [list(range(first, len(clean), n_ranks)) for first in range(n_ranks)]
+    own = shares[rank]
+    if isinstance(metric, LastMetric):
+        metric = metric.of_pairs(torch.tensor(own, dtype=torch.long))
+    own_clean, own_corrupted = ([games[i] for i in own] for games in (clean, corrupted))
+    results = patch_sweep(model, own_clean, own_corrupted, metric, sites, **options)
+    if n_ranks == 1:
+        return results
+    gathered: list[dict[str, Tensor]] = [{}] * n_ranks
+    distributed.all_gather_object(gathered, {site: r.cpu() for site, r in results.items()})
+    order = torch.tensor([i for share in shares for i in share]).argsort()
+    return {site: torch.cat([part[site] for part in gathered])[order] for site in results}
 
 
-def _attend(
-    attn: Attention, x: Float[Tensor, "row d_model"], last: int
-) -> Float[Tensor, "row head d_head"]:
-    """z of every row, which sees the clean positions before its own, and itself."""
-    q = into_heads(x, attn.W_Q, attn.b_Q)
-    k = into_heads(x, attn.W_K, attn.b_K)
-    v = into_heads(x, attn.W_V, attn.b_V)
-    row, key_pos = torch.arange(len(x), device=x.device), torch.arange(last, device=x.device)
-    before = (
-        key_pos < row[:, None, None]
-    )  # [row, 1, key_pos]: all of them for rows of the last position
-    past_scores = torch.einsum("rhd,khd->rhk", q, k[:last]).masked_fill(~before, -torch.inf)
-    own_score = (q * k).sum(-1, keepdim=True)
-    pattern = (torch.cat([past_scores, own_score], -1) / q.shape[-1] ** 0.5).softmax(-1)
-    return torch.einsum("rhk,khd->rhd", pattern[..., :-1], v[:last]) + pattern[..., -1:] * v
+def onto(directions: Float[Tensor, "d_model *direction"]) -> Float[Tensor, "d_model d_model"]:
+    """The projection onto the span of some directions: `x @ onto(directions)` is the part of x inside it.
+
+    `torch.eye(d_model) - onto(...)` is the projection onto all that is orthogonal to it. Directions that
+    depend on each other are no trouble.
+    """
+    columns = directions.reshape(len(directions), -1)
+    U, scales, _ = torch.linalg.svd(columns, full_matrices=False)
+    rounding = scales.max() * max(columns.shape) * torch.finfo(scales.dtype).eps
+    U = U[:, scales > rounding]
+    return U @ U.T
 
 
-def _checked_sites(sites: Iterable[str]) -> tuple[str, ...]:
+@torch.no_grad()
+def last_logits(
+    model: OthelloGPT, games: Sequence[Int[Tensor, " _pos"]], batch_size: int = 64
+) -> Float[Tensor, "game pos=1 d_vocab"]:
+    """The logits after the last move of each game, whatever their lengths; its form suits metrics."""
+    logits = torch.empty(len(games), 1, model.cfg.d_vocab, dtype=model.dtype, device=model.device)
+    for same in by_length(games):
+        for some in (same[i : i + batch_size] for i in range(0, len(same), batch_size)):
+            logits[some] = model(torch.stack([games[i] for i in some]))[:, -1:]
+    return logits
+
+
+# --- The slower road --------------------------------------------------------------------------------
+
+
+class Patch(NamedTuple):
+    """One activation, or one head or neuron of it, taken from the clean run."""
+
+    site: str
+    layer: int
+    pos: int
+    part: int | None = (
+        None  # the head of "q", "k", "v", "z" and "result", the neuron of "pre" and "post"
+    )
+
+
+@torch.no_grad()
+def patch_together(
+    model: OthelloGPT,
+    clean: Int[Tensor, " pos"],
+    corrupted: Int[Tensor, " pos"],
+    metric: Metric,
+    patches: Sequence[Sequence[Patch]],
+    memory: int = 2**27,
+) -> Float[Tensor, " run"]:
+    """The metric of the corrupted run under each set of patches, at any positions and of any two games.
+
+    Many runs are one batch, with hooks that change each its own row, and start at the lowest layer that
+    they patch. Exact, but a run costs whole positions, where `patch_sweep` needs one token step.
+
+    Args:
+        clean, corrupted: two games of equal length, which may differ anywhere.
+        patches: each entry is one run, with all its patches at once.
+        memory: bytes that a batch may take.
+    """
+    check_unhooked(model)
+    sites = {get_act_name(patch.site, patch.layer) for run in patches for patch in run}
+    _, clean_cache = model.run_with_cache(clean, sorted(sites))
+    starts = [f"resid_pre{layer}" for layer in range(model.cfg.n_layers)]
+    plain, cache = model.run_with_cache(corrupted, [*starts, "unembed.hook_out"])
+    row = bytes_of_a_row(model.cfg, len(clean), model.W_E.element_size()) * len(clean)
+    n, lowest = max(1, memory // row), [min((p.layer for p in run), default=-1) for run in patches]
+    effects = torch.empty(len(patches), dtype=model.dtype, device=model.device)
+    for layer in sorted(set(lowest)):
+        same = [i for i, first in enumerate(lowest) if first == layer]
+        for some in (same[i : i + n] for i in range(0, len(same), n)):
+            hooks = _patch_hooks([patches[i] for i in some], clean_cache)
+            logits = plain
+            if hooks:
+                stream = cache["resid_pre", layer].repeat(len(some), 1, 1)
+                logits = model.run_with_hooks(stream, hooks, start_at_layer=layer)
+            effects[some] = _scores(metric, logits).to(effects)
+    return effects
+
+
+def _patch_hooks(
+    runs: Sequence[Sequence[Patch]], clean: ActivationCache
+) -> list[tuple[str, Callable]]:
+    """One hook a site, which takes each run's own patches of that site from the clean cache."""
+    by_site: dict[str, list[tuple[int, Patch]]] = {}
+    for row, run in enumerate(runs):
+        for patch in run:
+            by_site.setdefault(get_act_name(patch.site, patch.layer), []).append((row, patch))
+
+    def hook_of(patches: list[tuple[int, Patch]]) -> Callable:
+        def patch_rows(activation: Tensor, *, hook: HookPoint) -> Tensor:
+            patched = activation.clone()
+            for row, patch in patches:
+                part = ... if patch.part is None else patch.part
+                patched[row, patch.pos, part] = clean[hook.name][0, patch.pos, part]
+            return patched
+
+        return patch_rows
+
+    return [(site, hook_of(patches)) for site, patches in by_site.items()]
+
+
+def _scores(metric: Metric, logits: Float[Tensor, "run pos d_vocab"]) -> Float[Tensor, " run"]:
+    if isinstance(metric, LastMetric):
+        return metric.rows(logits[None, :, -1])[0]
+    return torch.tensor([float(metric(row[None])) for row in logits], dtype=logits.dtype)
+
+
+def patch_grid(
+    model: OthelloGPT,
+    clean: Int[Tensor, " pos"],
+    corrupted: Int[Tensor, " pos"],
+    metric: Metric,
+    sites: Iterable[str] = ("resid_pre", "attn_out", "mlp_out"),
+    memory: int = 2**27,
+) -> dict[str, Float[Tensor, "layer pos *part"]]:
+    """The metric with each site of each layer patched at each position: `patch_together`, one patch a run.
+
+    Before the first move in which the games differ a patch changes nothing, and nothing is run.
+    """
+    sites = checked_sites(sites)
+    differ = (clean != corrupted).nonzero()
+    first = int(differ[0]) if len(differ) else len(clean)
+    results = {}
+    plain = patch_together(model, clean, corrupted, metric, [[]])
+    for site, (n_layers, n_parts) in sizes(model, sites).items():
+        parts = range(n_parts) if site in PARTED else [None]
+        inside = ("resid_pre", site)[site != "embed"]  # of block 0: the same change of the stream
+        runs = [
+            [Patch(inside, layer, pos, part)]
+            for layer in range(n_layers)
+            for pos in range(first, len(clean))
+            for part in parts
+        ]
+        effects = patch_together(model, clean, corrupted, metric, runs, memory)
+        ran = effects.reshape(n_layers, len(clean) - first, len(parts))
+        whole = torch.cat([plain.expand(n_layers, first, len(parts)), ran], 1)
+        results[site] = whole if parts != [None] else whole[..., 0]
+    return results
+
+
+# --- The sweep of the last position -----------------------------------------------------------------
+
+
+def sweep_games(
+    model: OthelloGPT,
+    games: Sequence[Int[Tensor, " _pos"]],
+    metric: Metric,
+    sites: Sequence[str],
+    base: Callable[[list[int]], Base],
+    one: bool,
+    within: Float[Tensor, "*subspace d_model d_model"] | None = None,
+    memory: int = 2**27,
+    progress: bool = False,
+    before: Float[Tensor, "game pos d_vocab"] | None = None,
+) -> dict[str, Float[Tensor, "..."]]:
+    """The metric of every patch of the last position of every game: what the sweeps of this package call.
+
+    Args:
+        base: the unpatched rows of some of the games, given by index, all of one length, and what a patch
+            sets an activation to.
+        one: leave out the axis of games.
+        before: logits before the last position, if the base rows do not have those positions.
+
+    Returns:
+        For each site [game layer *part *subspace], with the axes left out that `patch_sweep` leaves out.
+    """
+    spaces = None if within is None else within.reshape(-1, *within.shape[-2:])
+    n_spaces = 1 if spaces is None else len(spaces)
+    results = empty_results(model, len(games), sites, n_spaces)
+    with _bar(sum(result.numel() for result in results.values()), progress) as bar:
+        for some, max_rows in chunks(model, games, memory):
+            earlier = None if before is None else before[some]
+            for branch, parts, logits in replay(model, base(some), sites, spaces, max_rows):
+                site, layer = branch.key
+                if site == "base":
+                    earlier = logits[:, : len(games[some[0]]) - 1] if before is None else earlier
+                    continue
+                effects = effects_of(metric, logits, earlier, some)
+                shape = (len(some), parts.stop - parts.start, n_spaces)
+                results[site][some, layer, parts] = effects.reshape(shape).cpu()
+                bar.update(effects.numel())
+    return shaped_results(results, within, one, model.device)
+
+
+def sizes(model: OthelloGPT, sites: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """How many layers and how many parts a site has."""
+    n_parts = {"z": model.cfg.n_heads, "result": model.cfg.n_heads, "post": model.cfg.d_mlp}
+    return {s: (1 if s == "embed" else model.cfg.n_layers, n_parts.get(s, 1)) for s in sites}
+
+
+def empty_results(
+    model: OthelloGPT, n_games: int, sites: Iterable[str], n_spaces: int
+) -> dict[str, Float[Tensor, "game layer part subspace"]]:
+    """Room for the effects of every site, on the CPU."""
+    return {
+        site: torch.empty(n_games, *size, n_spaces, dtype=model.dtype)
+        for site, size in sizes(model, sites).items()
+    }
+
+
+def shaped_results(
+    results: dict[str, Float[Tensor, "game layer part subspace"]],
+    within: Float[Tensor, "*subspace d_model d_model"] | None,
+    one: bool,
+    device: torch.device,
+) -> dict[str, Float[Tensor, "..."]]:
+    """[game layer *part *subspace] without the axes that a site or the call does not have."""
+    spaces = () if within is None else within.shape[:-2]
+    shaped = {}
+    for site, result in results.items():
+        n_games, n_layers, n_parts, _ = result.shape
+        shape = [n_games] + [n_layers] * (site != "embed") + [n_parts] * (site in PARTED)
+        effects = result.reshape(*shape, *spaces).to(device)
+        shaped[site] = effects[0] if one else effects
+    return shaped
+
+
+def effects_of(
+    metric: Metric,
+    logits: Float[Tensor, "pair row d_vocab"],
+    before: Float[Tensor, "pair pos d_vocab"] | None,
+    pairs: list[int],
+) -> Float[Tensor, "pair row"]:
+    if isinstance(metric, LastMetric):
+        return metric.of_pairs(torch.tensor(pairs, device=logits.device)).rows(logits)
+    assert before is not None
+    whole = [
+        [metric(torch.cat([earlier, row[None]])[None]) for row in rows]
+        for earlier, rows in zip(before, logits, strict=True)
+    ]
+    return torch.tensor([[float(effect) for effect in row] for row in whole], dtype=logits.dtype)
+
+
+def base_of_pairs(
+    model: OthelloGPT,
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    cache: ActivationCache | None,
+    some: list[int],
+) -> Base:
+    """Rows: the positions before the last (none with a cache), the corrupted last one, the clean one."""
+    clean, corrupted = (torch.stack(games) for games in zip(*pairs, strict=True))
+    rows = torch.cat([model.embed(corrupted), model.embed(clean)[:, -1:]], 1)
+
+    def clean_value(site: str, layer: int, here: Tensor) -> Tensor:
+        return here[:, -1]
+
+    if cache is None:
+        return Base(rows, clean.shape[1] - 1, [None] * model.cfg.n_layers, clean_value)
+    past = [
+        (cache["k", layer][some, :-1], cache["v", layer][some, :-1])
+        for layer in range(model.cfg.n_layers)
+    ]
+    return Base(rows[:, -2:], 0, [*past], clean_value)
+
+
+def chunks(
+    model: OthelloGPT, games: Sequence[Tensor], memory: int
+) -> Iterator[tuple[list[int], int]]:
+    """Games of one length, as many as half the memory has room for, and how many rows have room in all."""
+    cfg, itemsize = model.cfg, model.W_E.element_size()
+    for same in by_length(games):
+        n_pos = games[same[0]].shape[0]
+        row = bytes_of_a_row(cfg, n_pos, itemsize)
+        past = 2 * cfg.n_layers * n_pos * cfg.n_heads * cfg.d_head * itemsize
+        n_games = max(1, memory // 2 // ((n_pos + 1) * row + past))
+        for i in range(0, len(same), n_games):
+            some = same[i : i + n_games]
+            yield some, max(1, (memory - len(some) * past) // row)
+
+
+def by_length(games: Sequence[Tensor]) -> Iterator[list[int]]:
+    """The indices of the games of each length."""
+    lengths = [game.shape[0] for game in games]
+    for length in sorted(set(lengths)):
+        yield [i for i, other in enumerate(lengths) if other == length]
+
+
+def slices(n: int, size: int) -> Iterator[slice]:
+    """0 to n in pieces of at most `size`, and at least 1."""
+    size = max(size, 1)
+    return (slice(i, min(i + size, n)) for i in range(0, n, size))
+
+
+def _bar(total: int, shown: bool):
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, unit="run", disable=not shown)
+
+
+def is_one(games: Games) -> bool:
+    return isinstance(games, Tensor) and (games.ndim == 1 or len(games) == 1)
+
+
+def game_list(games: Games) -> list[Int[Tensor, " _pos"]]:
+    return list(torch.atleast_2d(games)) if isinstance(games, Tensor) else list(games)
+
+
+def checked_sites(sites: Iterable[str]) -> tuple[str, ...]:
     sites = (sites,) if isinstance(sites, str) else tuple(dict.fromkeys(sites))
     if unknown := [site for site in sites if site not in SITES]:
         raise ValueError(
@@ -169,17 +430,45 @@ def _checked_sites(sites: Iterable[str]) -> tuple[str, ...]:
     return sites
 
 
-def _checked_pair(clean: Tensor, corrupted: Tensor) -> tuple[Tensor, Tensor]:
-    clean, corrupted = torch.atleast_2d(clean), torch.atleast_2d(corrupted)
-    if clean.shape != corrupted.shape or clean.shape[0] != 1:
+def check_unhooked(model: OthelloGPT) -> None:
+    if model.registry.hooks:
+        raise ValueError(
+            "the model has hooks attached, and they would not fire in a sweep, which replays one "
+            "position. Leave the `with model.hooks(...)` block, or call `model.reset_hooks()`."
+        )
+
+
+def checked_pairs(
+    model: OthelloGPT, clean: Games, corrupted: Games
+) -> list[tuple[Int[Tensor, " _pos"], Int[Tensor, " _pos"]]]:
+    """Clean and corrupted games, pair by pair."""
+    check_unhooked(model)
+    pairs = list(zip(game_list(clean), game_list(corrupted), strict=True))
+    for pair in pairs:
+        _check_pair(*pair)
+    return pairs
+
+
+def _check_pair(clean: Tensor, corrupted: Tensor) -> None:
+    if clean.shape != corrupted.shape or clean.ndim != 1:
         raise ValueError(
             f"`clean` has shape {tuple(clean.shape)} and `corrupted` {tuple(corrupted.shape)}. "
-            "A sweep takes one pair of games of equal length, [pos] or [1 pos] each."
+            "A sweep takes pairs of games of equal length: [pos], [pair pos], or sequences of [pos]."
         )
-    earlier = (clean != corrupted)[0, :-1].nonzero()
-    if len(earlier):
+    if not torch.equal(clean[:-1], corrupted[:-1]):
+        first = int((clean != corrupted).nonzero()[0])
         raise ValueError(
-            f"the games already differ at pos {int(earlier[0])}, before their last move. "
-            "Cut both after their first difference."
+            f"the games already differ at pos {first}, before their last move. "
+            "Cut both after their first difference, or use `patch_together`."
         )
-    return clean, corrupted
+
+
+def _check_cache(cache: ActivationCache, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    held = tuple(cache["k", 0].shape[:2])
+    needed = {(len(pairs), len(clean)) for clean, _ in pairs}
+    if needed != {held}:
+        raise ValueError(
+            f"`clean_cache` holds {held[0]} games of {held[1]} positions, but the pairs are "
+            f"{', '.join(f'{n} of {n_pos}' for n, n_pos in sorted(needed))}. Make it from the clean "
+            "games of one length, in the same order."
+        )

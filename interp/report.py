@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Int8
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
 from interp import plots
 from interp.attribution import Contributions, contributions, direct_logit_attribution
 from interp.neurons import input_weights, logit_weights, top_neurons
+from interp.pairs import Interval, Pair, bootstrap_mean, find_pairs, pair_tokens, pairs_metric
 from interp.patching import patch_sweep, patching_metric
 from interp.probes import LinearProbe, ProbeAccuracy, probe_accuracy
 from othello_gpt import OthelloGPT, board
@@ -26,14 +27,6 @@ from othello_gpt.vocab import (
     token_to_square,
     values_on_board,
 )
-
-
-class Pair(NamedTuple):
-    """Two games that differ in the last move, and a square that can be answered after the first only."""
-
-    clean: Int8[ndarray, " ply"]
-    corrupted: Int8[ndarray, " ply"]
-    answer: int
 
 
 class NeuronReading(NamedTuple):
@@ -56,6 +49,8 @@ class Story(NamedTuple):
     contributions: Contributions  # `direct_logit_attribution` of the answer
     written: Contributions  # `contributions` to "mine" of every square, [component 1 1 8 8]
     effects: dict[str, Float[Tensor, "layer *part"]]  # `patch_sweep`
+    n_pairs: int  # over which the next is averaged: `find_pairs` in random games
+    averages: dict[str, Interval]  # `bootstrap_mean` of `patch_sweep`, by layer
     log_probs: tuple[float, float]  # of the answer, clean and corrupted
     neurons: tuple[NeuronReading, ...]
 
@@ -91,45 +86,13 @@ def shipped_probes() -> list[LinearProbe]:
     return LinearProbe.load_all(Path(str(path)))
 
 
-def find_pair(model: OthelloGPT, clean: Int[ndarray, " ply"]) -> Pair:
-    """The other last move, and the reply, for which the model's belief differs most.
-
-    Among the moves legal in place of the last one, and the replies legal after the given move only, the
-    pair whose log-probability the model lowers most.
-
-    Raises:
-        ValueError: no other last move changes which replies are legal.
-    """
-    clean = np.asarray(clean, dtype=np.int8)
-    if len(clean) < 2:
-        raise ValueError("a pair needs games of at least two moves.")
-    before, after = board.play(clean[:-1]), board.play(clean)
-    alternatives = [s for s in np.flatnonzero(before.legal[-1]) if s != clean[-1]]
-    games = [np.array([*clean[:-1], s], dtype=np.int8) for s in alternatives]
-    with torch.no_grad():
-        log_probs = [
-            model(games_to_tokens(g[None]))[0, -1].log_softmax(-1) for g in [clean, *games]
-        ]
-    found = []
-    for game, other in zip(games, log_probs[1:], strict=True):
-        record = board.play(game)
-        if record.to_move[-1] != after.to_move[-1]:
-            continue
-        for answer in np.flatnonzero(after.legal[-1] & ~record.legal[-1]):
-            token = square_to_token(int(answer))
-            drop = (log_probs[0][token] - other[token]).item()
-            found.append((drop, Pair(clean, game, int(answer))))
-    if not found:
-        raise ValueError("no other last move changes which replies are legal: give a longer game.")
-    return max(found, key=lambda scored: scored[0])[1]
-
-
 @torch.no_grad()
 def tell(
     model: OthelloGPT,
     probes: Sequence[LinearProbe],
     pair: Pair,
     n_games: int = 60,
+    n_pairs: int = 300,
     seed: int = 1,
     progress: bool = False,
 ) -> Story:
@@ -137,6 +100,7 @@ def tell(
 
     Args:
         n_games: random games over which probes are scored and neurons ranked.
+        n_pairs: pairs from random games over which the sweep is averaged.
     """
     steps = _steps(progress)
     next(steps)
@@ -147,6 +111,8 @@ def tell(
     next(steps)
     metric = patching_metric(logits, corrupted_logits, token)
     effects = patch_sweep(model, clean, corrupted, metric, sites=("attn_out", "mlp_out", "z"))
+    next(steps)
+    n_found, averages = _average_sweep(model, n_pairs, seed)
     next(steps)
     games = torch.from_numpy(board.random_games(n_games, seed))
     accuracy = probe_accuracy(model, probes, games)
@@ -169,13 +135,33 @@ def tell(
         contributions=direct_logit_attribution(model, cache, token),
         written=contributions(cache.select(pos=-1), best.mine, best.layer),
         effects=effects,
+        n_pairs=n_found,
+        averages=averages,
         log_probs=(log_probs[0], log_probs[1]),
         neurons=neurons,
     )
 
 
+def _average_sweep(model: OthelloGPT, n_pairs: int, seed: int) -> tuple[int, dict[str, Interval]]:
+    """The sweep averaged over pairs in which one reply changes and the model's belief falls by a nat."""
+    ranked = find_pairs(model, board.random_games(4 * n_pairs, seed), (16, 21, 26))
+    pairs = [each.pair for each in ranked if each.drop > 1][:n_pairs]
+    if not pairs:
+        raise ValueError(f"no pair was found in {4 * n_pairs} games: average over more.")
+    clean, corrupted, _ = pair_tokens(pairs)
+    effects = patch_sweep(model, clean, corrupted, pairs_metric(model, pairs))
+    return len(pairs), {site: bootstrap_mean(of_site) for site, of_site in effects.items()}
+
+
 def _steps(progress: bool) -> Iterator[None]:
-    names = ("running the pair", "patching", "scoring probes", "reading neurons", "done")
+    names = (
+        "running the pair",
+        "patching",
+        "averaging",
+        "scoring probes",
+        "reading neurons",
+        "done",
+    )
     if not progress:
         yield from (None for _ in names)
         return
@@ -251,6 +237,12 @@ def summary(story: Story) -> str:
                 for site in ("attn_out", "mlp_out")
             ),
             "",
+            f"The same, mean over {story.n_pairs} pairs in which one reply changes (95 % interval):",
+            *(
+                f"  {site:9} {layer}: {mean:6.3f} ({low:.3f} to {high:.3f})"
+                for site, layer, mean, low, high in _average_rows(story)
+            ),
+            "",
             f"Neurons of layer {story.neurons[0].layer} that vary most:",
             *map(_neuron_line, story.neurons),
         ]
@@ -274,6 +266,14 @@ def _largest(story: Story, k: int) -> list[tuple[str, float]]:
     values = story.contributions.values[:, 0]
     order = values.abs().argsort(descending=True)[:k].tolist()
     return [(story.contributions.labels[i], values[i].item()) for i in order]
+
+
+def _average_rows(story: Story) -> list[tuple[str, int, float, float, float]]:
+    return [
+        (site, layer, *values)
+        for site, interval in story.averages.items()
+        for layer, values in enumerate(torch.stack(interval).T.tolist())
+    ]
 
 
 def _neuron_line(reading: NeuronReading) -> str:
@@ -304,6 +304,7 @@ def page(story: Story) -> str:
     state, last = story.record.state[-1], int(story.pair.clean[-1])
     layers = [f"layer {layer}" for layer in range(len(story.believed))]
     effects = {site: story.effects[site] for site in ("attn_out", "mlp_out")}
+    averages = {site: interval.mean for site, interval in story.averages.items()}
     heads = story.effects["z"]
     legal = plots.plot_board(state, story.legal, last, f"{_colour_of(story)} to move")
     probabilities = plots.plot_board_values(
@@ -357,6 +358,13 @@ def page(story: Story) -> str:
                 )
             ),
         ),
+        (
+            f"What restores a reply on average over {story.n_pairs} pairs",
+            "<p>Pairs from random games that differ in the last move only, where exactly one reply changes "
+            "legality; mean and 95 % bootstrap interval.</p>"
+            + _figure(plots.plot_lines(averages, x_title="layer", y_title="restored"))
+            + _average_table(story),
+        ),
         (f"Neurons of layer {story.neurons[0].layer} that vary most", _neuron_table(story.neurons)),
     ]
     body = "".join((f"<h2>{title}</h2>" if title else "") + content for title, content in sections)
@@ -383,6 +391,14 @@ def _written_boards(story: Story) -> plots.Svg:
 
 def _figure(svg: plots.Svg) -> str:
     return f"<figure>{svg}</figure>"
+
+
+def _average_table(story: Story) -> str:
+    rows = "".join(
+        f"<tr><td>{site}<td>{layer}<td>{mean:.3f}<td>{low:.3f} to {high:.3f}</tr>"
+        for site, layer, mean, low, high in _average_rows(story)
+    )
+    return f"<table><tr><th>site<th>layer<th>mean<th>interval</tr>{rows}</table>"
 
 
 def _neuron_table(neurons: Sequence[NeuronReading]) -> str:

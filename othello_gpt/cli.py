@@ -35,6 +35,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--answer", help="the reply to explain; the most affected one if left out")
     report.add_argument("--random", type=int, metavar="SEED", help="a random game, 21 moves long")
+    report.add_argument(
+        "--pairs", type=int, default=300, help="pairs over which the sweep is averaged"
+    )
     report.add_argument("--out", type=Path, default=Path("othello-report.html"), help="the page")
     report.set_defaults(run=_report)
 
@@ -89,6 +92,12 @@ def _parser() -> argparse.ArgumentParser:
         "--games", type=int, default=1000, help="random games to fit the probes on"
     )
     intervene.set_defaults(run=_intervene)
+
+    bench = commands.add_parser(
+        "bench", help="hooks, caches and sweeps timed against peers (needs a checkout)"
+    )
+    bench.add_argument("--out", type=Path, default=Path("othello-bench.html"), help="the picture")
+    bench.set_defaults(run=_bench)
 
     info = commands.add_parser("info", help="versions and places, for bug reports")
     info.set_defaults(run=_info)
@@ -218,7 +227,13 @@ def _report(options: argparse.Namespace) -> int:
 
     model = OthelloGPT.from_pretrained()
     pair = _pair(options, model)
-    story = report.tell(model, report.shipped_probes(), pair, progress=sys.stderr.isatty())
+    story = report.tell(
+        model,
+        report.shipped_probes(),
+        pair,
+        n_pairs=options.pairs,
+        progress=sys.stderr.isatty(),
+    )
     print(report.summary(story))
     report.write_page(story, options.out)
     print(f"\nThe same with pictures: {options.out.resolve()}")
@@ -226,7 +241,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _pair(options: argparse.Namespace, model):
-    from interp.report import Pair, find_pair
+    from interp.pairs import Pair, find_pair
     from othello_gpt import board
     from othello_gpt.games import example_pair, parse_moves
     from othello_gpt.vocab import label_to_square
@@ -308,6 +323,20 @@ def _random_games(n: int, seed: int):
     from othello_gpt import board
 
     return torch.from_numpy(board.random_games(n, seed))
+
+
+def _bench(options: argparse.Namespace) -> int:
+    import subprocess
+
+    import othello_gpt
+
+    script = Path(othello_gpt.__file__).parents[1] / "benchmarks" / "quick.py"
+    if not script.exists():
+        raise ValueError(
+            f"no {script}: the benchmarks are not part of the installed package. Clone the repository, "
+            "`pip install -e '.[bench]'` there, and run `othello-gpt bench` again."
+        )
+    return subprocess.run([sys.executable, str(script), str(options.out)], check=False).returncode
 
 
 def _info(options: argparse.Namespace) -> int:

@@ -1,17 +1,40 @@
 """The sweep: equal to the plain loop of hooked runs, to the reference, and clear about what it cannot do."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_strategies import models, random_model, token_batches
 from reference_model import fixture_model, load_fixture
 
-from interp.patching import SITES, patch_sweep, patching_metric
+from interp import rows
+from interp.metrics import (
+    LastMetric,
+    kl_divergence,
+    log_probability,
+    logit_difference,
+    probability_mass,
+)
+from interp.patching import (
+    SITES,
+    Patch,
+    last_logits,
+    onto,
+    patch_grid,
+    patch_sweep,
+    patch_together,
+    patching_metric,
+)
 from othello_gpt import GPTConfig, OthelloGPT, get_act_name
 from othello_gpt.games import example_pair, games_to_tokens
 from othello_gpt.vocab import square_to_token
 
+ROOT = Path(__file__).parent.parent
 SMALL = GPTConfig(n_layers=2, d_model=8, n_heads=2, d_head=4, d_mlp=16)
 CLEAN, CORRUPTED = torch.tensor([[20, 19, 18]]), torch.tensor([[20, 19, 21]])
 
@@ -20,31 +43,44 @@ def last_log_prob(logits):
     return logits[0, -1].log_softmax(-1)[7]
 
 
+def site_name(site, layer):
+    return get_act_name(site, None if site == "embed" else layer)
+
+
 @torch.no_grad()
-def plain_loop(model, clean, corrupted, metric, sites):
-    """One hooked forward pass a patch: the oracle."""
-    _, cache = model.run_with_cache(clean)
+def plain_loop(model, clean, corrupted, metric, sites, within=None):
+    """One hooked forward pass a patch: the oracle. Subspaces need the write of a part, so take whole sites."""
+    _, cache = model.run_with_cache(clean, lambda name: True)
 
     def effect(site, layer, part):
         def patch(activation, hook):
-            activation[0, -1][part] = cache[hook.name][0, -1][part]
+            change = cache[hook.name][0, -1][part] - activation[0, -1][part]
+            activation[0, -1][part] += change if within is None else change @ within
 
-        return metric(model.run_with_hooks(corrupted, [(get_act_name(site, layer), patch)]))
+        return metric(model.run_with_hooks(corrupted, [(site_name(site, layer), patch)]))
 
-    parts = {"z": range(model.cfg.n_heads), "post": range(model.cfg.d_mlp)}
-    return {
-        site: torch.stack(
-            [
-                torch.stack([effect(site, layer, part) for part in parts[site]])
-                if site in parts
-                else effect(site, layer, slice(None))
-                for layer in range(model.cfg.n_layers)
-            ]
-        )
-        for site in sites
-    }
+    n_parts = {"z": model.cfg.n_heads, "result": model.cfg.n_heads, "post": model.cfg.d_mlp}
+    looped = {}
+    for site in sites:
+        parts = range(n_parts[site]) if site in n_parts else [slice(None)]
+        layers = range(1 if site == "embed" else model.cfg.n_layers)
+        effects = [[torch.as_tensor(effect(site, at, part)) for part in parts] for at in layers]
+        found = torch.stack([torch.stack(row) for row in effects])
+        found = found if site in n_parts else found[:, 0]
+        looped[site] = found[0] if site == "embed" else found
+    return looped
 
 
+@st.composite
+def pairs(draw, max_pairs=3, max_pos=6):
+    """Clean and corrupted games of different lengths, which differ in the last move only."""
+    game = st.lists(st.integers(0, 60), min_size=1, max_size=max_pos)
+    clean = [torch.tensor(moves) for moves in draw(st.lists(game, min_size=1, max_size=max_pairs))]
+    last = [torch.tensor([draw(st.integers(0, 60))]) for _ in clean]
+    return clean, [torch.cat([game[:-1], move]) for game, move in zip(clean, last, strict=True)]
+
+
+@settings(max_examples=15)
 @given(models(), token_batches(max_batch=1), st.integers(0, 60))
 def test_a_sweep_equals_the_plain_loop(model, tokens, last):
     """At every site, head by head and neuron by neuron, in float64 to 1e-10; one-move games too."""
@@ -59,6 +95,209 @@ def test_a_sweep_equals_the_plain_loop(model, tokens, last):
         assert torch.allclose(swept[site], looped[site], rtol=0, atol=1e-10), site
 
 
+@settings(max_examples=10)
+@given(models(), pairs(), st.integers(1, 2**18))
+def test_a_sweep_of_many_pairs_equals_the_plain_loop_of_each(model, games, memory):
+    """Different lengths, each pair its own metric, and any memory, down to one run at a time."""
+    clean, corrupted = games
+    tokens = torch.arange(len(clean)) % 61
+    swept = patch_sweep(model, clean, corrupted, log_probability(tokens), SITES, memory=memory)
+    for i, pair in enumerate(zip(clean, corrupted, strict=True)):
+        looped = plain_loop(model, *pair, log_probability(i), SITES)
+        for site in SITES:
+            assert torch.allclose(swept[site][i], looped[site], rtol=0, atol=1e-10), site
+
+
+def test_rows_stay_within_the_memory(monkeypatch):
+    """No half block sees more rows than the budget has room for, and all neurons pass."""
+    seen, model = [], random_model(GPTConfig(n_layers=3, d_model=8, n_heads=2, d_head=4, d_mlp=900))
+    half_block = rows.half_block
+
+    def recorded(model, place, stream, *rest):
+        seen.append(stream.shape[0] * stream.shape[1])
+        return half_block(model, place, stream, *rest)
+
+    monkeypatch.setattr(rows, "half_block", recorded)
+    clean, corrupted = CLEAN.repeat(4, 1), CORRUPTED.repeat(4, 1)
+    memory = 300 * rows.bytes_of_a_row(model.cfg, 3, 8)
+    swept = patch_sweep(model, clean, corrupted, log_probability(7), ["post"], memory=memory)
+
+    assert swept["post"].shape == (4, 3, 900)
+    assert 250 < max(seen) <= 300
+
+
+@settings(max_examples=10)
+@given(models(), token_batches(max_batch=1, min_pos=2))
+def test_any_metric_and_a_clean_cache_give_the_same(model, tokens):
+    """One call a run or one for all; with the keys and values of the clean run, of the whole logits too."""
+    other = tokens.clone()
+    other[0, -1] = (other[0, -1] + 1) % 61
+    _, cache = model.run_with_cache(tokens)
+    at_once = patch_sweep(model, tokens, other, log_probability(7), SITES, clean_cache=cache)
+
+    def earlier_too(logits):
+        return logits[0, 0].sum() + last_log_prob(logits)
+
+    expected = plain_loop(model, tokens, other, earlier_too, SITES)
+    for options in ({}, {"clean_cache": cache}):
+        one_by_one = patch_sweep(model, tokens, other, earlier_too, SITES, **options)
+        for site in SITES:
+            assert torch.allclose(one_by_one[site], expected[site], rtol=0, atol=1e-9), site
+    for site, effects in patch_sweep(model, tokens, other, last_log_prob, SITES).items():
+        assert torch.allclose(at_once[site], effects, rtol=0, atol=1e-10), site
+
+
+@settings(max_examples=10)
+@given(models(), token_batches(max_batch=1), st.integers(0, 2**16))
+def test_a_restricted_patch_equals_the_loop_that_projects(model, tokens, seed):
+    """Several subspaces at once; nothing of a patch is left without one, all of it in the whole space."""
+    other, d_model = tokens.clone(), model.cfg.d_model
+    other[0, -1] = (other[0, -1] + 1) % 61
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(d_model, 2, generator=generator, dtype=torch.float64)
+    eye = torch.eye(d_model, dtype=torch.float64)
+    within = torch.stack([onto(directions), eye - onto(directions), eye, 0 * eye])
+    whole_sites = [site for site in SITES if site not in ("z", "post")]
+    swept = patch_sweep(model, tokens, other, last_log_prob, SITES, within=within)
+    for i, projection in enumerate(within):
+        looped = plain_loop(model, tokens, other, last_log_prob, whole_sites, projection)
+        for site in whole_sites:
+            assert torch.allclose(swept[site][..., i], looped[site], rtol=0, atol=1e-10), site
+    plain = patch_sweep(model, tokens, other, last_log_prob, ("z", "post"))
+    for site, effects in plain.items():
+        assert torch.allclose(swept[site][..., 2], effects, rtol=0, atol=1e-10)
+        unpatched = last_log_prob(model(other)).expand_as(effects)
+        assert torch.allclose(swept[site][..., 3], unpatched, rtol=0, atol=1e-10)
+
+
+@given(st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**16))
+def test_a_projection_keeps_what_lies_in_the_span_and_removes_the_rest(d_model, k, seed):
+    """Whether or not the directions depend on each other."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(d_model, k, generator=generator, dtype=torch.float64)
+    projection = onto(torch.cat([directions, directions.sum(1, keepdim=True)], 1))
+
+    assert torch.allclose(directions.T @ projection, directions.T, atol=1e-9)
+    assert torch.allclose(projection @ projection, projection, atol=1e-9)
+    assert torch.allclose(projection.trace(), torch.tensor(float(min(d_model, k))).double())
+
+
+@settings(max_examples=10)
+@given(models(), token_batches(max_batch=1, min_pos=2), st.data())
+def test_patches_together_equal_a_hooked_run_of_each(model, tokens, data):
+    """Any positions, several patches at once, games that differ anywhere, any memory."""
+    n_pos, cfg = tokens.shape[1], model.cfg
+    clean, corrupted = tokens[0], tokens[0].flip(0)
+    a_patch = st.builds(
+        lambda site, layer, pos, part: Patch(site, layer, pos, part if site == "z" else None),
+        st.sampled_from(["resid_pre", "attn_out", "k", "z", "mlp_out", "post", "result"]),
+        st.integers(0, cfg.n_layers - 1),
+        st.integers(0, n_pos - 1),
+        st.integers(0, cfg.n_heads - 1),
+    )
+    runs = data.draw(st.lists(st.lists(a_patch, max_size=3), min_size=1, max_size=5))
+    memory = data.draw(st.integers(1, 2**18))
+
+    def first_and_last(logits):
+        return logits[0, 0, 3] + logits[0, -1, 7]
+
+    together = patch_together(model, clean, corrupted, first_and_last, runs, memory)
+    _, cache = model.run_with_cache(clean, lambda name: True)
+    for effect, run in zip(together, runs, strict=True):
+        hooks = []
+        for patch in run:
+
+            def hook_fn(activation, hook, patch=patch):
+                part = slice(None) if patch.part is None else patch.part
+                activation[0, patch.pos, part] = cache[hook.name][0, patch.pos, part]
+
+            hooks.append((get_act_name(patch.site, patch.layer), hook_fn))
+        expected = first_and_last(model.run_with_hooks(corrupted, hooks))
+        assert torch.allclose(effect, expected, rtol=0, atol=1e-10), run
+
+
+@settings(max_examples=10)
+@given(models(), token_batches(max_batch=1, min_pos=2))
+def test_the_last_column_of_a_grid_is_the_sweep(model, tokens):
+    """At positions before the first difference a patch changes nothing; at the last it is the sweep's."""
+    clean, corrupted = tokens[0], tokens[0].clone()
+    corrupted[-1] = (corrupted[-1] + 1) % 61
+    metric = log_probability(7)
+    grid = patch_grid(model, clean, corrupted, metric, SITES)
+    swept = patch_sweep(model, clean, corrupted, metric, SITES)
+    plain = metric(model(corrupted))
+    for site, effects in grid.items():
+        at_last = effects[0, -1] if site == "embed" else effects[:, -1]
+        assert torch.allclose(at_last, swept[site], rtol=0, atol=1e-10), site
+        earlier = effects[:, :-1]
+        assert torch.allclose(earlier, plain.expand_as(earlier), rtol=0, atol=1e-10)
+
+
+@settings(max_examples=10)
+@given(models(), pairs(max_pairs=4))
+def test_last_logits_are_those_of_each_game(model, games):
+    """Whatever the lengths and the batch."""
+    logits = last_logits(model, games[0], batch_size=2)
+    for game, last in zip(games[0], logits, strict=True):
+        assert torch.allclose(model(game)[0, -1:], last, rtol=0, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_two_ranks_together_equal_one_process(tmp_path):
+    """Pairs are shared out by rank, gathered, and come back in their order, on every rank."""
+    script = tmp_path / "sweep.py"
+    script.write_text(
+        "import sys; sys.path[:0] = ['.', 'tests']\n"
+        "import torch; from torch import distributed\n"
+        "from interp.metrics import log_probability\n"
+        "from interp.patching import SITES, patch_sweep, patch_sweep_by_rank\n"
+        "from model_strategies import random_model\n"
+        "from test_patching import SMALL\n"
+        "distributed.init_process_group('gloo')\n"
+        "clean = [torch.arange(1, n) for n in (4, 7, 3, 4, 9)]\n"
+        "corrupted = [torch.cat([game[:-1], game[:-1].new_tensor([50])]) for game in clean]\n"
+        "metric, model = log_probability(torch.arange(5)), random_model(SMALL)\n"
+        "shared = patch_sweep_by_rank(model, clean, corrupted, metric, SITES)\n"
+        "alone = patch_sweep(model, clean, corrupted, metric, SITES)\n"
+        "assert all(torch.allclose(shared[s], alone[s], rtol=0, atol=1e-12) for s in SITES)\n"
+        "open(f'{sys.argv[1]}/equal on rank {distributed.get_rank()}', 'w').close()\n"
+        "distributed.destroy_process_group()\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run = subprocess.run(
+        [*command, str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
+
+    assert (tmp_path / "equal on rank 0").exists(), run.stderr
+    assert (tmp_path / "equal on rank 1").exists(), run.stderr
+
+
+@pytest.mark.slow
+def test_neurons_of_the_packaged_model_equal_the_plain_loop():
+    """A random sample of 200 of 16 384, in float32, to 1e-5."""
+    pair, model = example_pair(), OthelloGPT.from_pretrained()
+    clean, corrupted = (games_to_tokens(game[None]) for game in pair[:2])
+    with torch.no_grad():
+        metric = patching_metric(model(clean), model(corrupted), square_to_token(pair.answer))
+        _, cache = model.run_with_cache(clean, lambda name: name.endswith("hook_post"))
+    swept = patch_sweep(model, clean, corrupted, metric, ["post"])["post"]
+    for i in torch.randperm(swept.numel())[:200].tolist():
+        layer, neuron = divmod(i, model.cfg.d_mlp)
+
+        def patch(activation, hook, neuron=neuron):
+            activation[0, -1, neuron] = cache[hook.name][0, -1, neuron]
+
+        with torch.no_grad():
+            effect = metric(model.run_with_hooks(corrupted, [(f"post{layer}", patch)]))
+        assert (swept[layer, neuron] - effect).abs() < 1e-5
+
+
+@settings(max_examples=10)
 @given(models(), token_batches(max_batch=1))
 def test_a_run_patched_with_itself_is_itself(model, tokens):
     """Every patch, and patching the whole stream gives the clean run."""
@@ -106,6 +345,41 @@ def test_patches_equal_the_reference():
     assert (neurons - fixture["patch/neurons_metric"]).abs().max() < 1e-5
 
 
+def test_a_metric_of_many_pairs_takes_each_its_own_values():
+    """And as many as there are."""
+    logits = torch.randn(3, 2, 61)
+    metric = LastMetric(lambda logits, k: logits[..., 0] * k, (torch.tensor([1.0, 10, 100]),))
+
+    assert torch.equal(metric.rows(logits)[2], 100 * logits[2, :, 0])
+    some = metric.of_pairs(torch.tensor([2]))
+    assert torch.equal(some.rows(logits[2:]), metric.rows(logits)[2:])
+
+
+@given(st.integers(0, 2**16), st.integers(1, 3), st.integers(1, 4))
+def test_metrics_of_many_rows_are_those_of_each_run(seed, n_pairs, n_rows):
+    """And equal to their formulas, written out for one run."""
+    torch.manual_seed(seed)
+    logits = torch.randn(n_pairs, n_rows, 61, dtype=torch.float64)
+    reference = torch.randn(n_pairs, 2, 61, dtype=torch.float64)
+    a, b = torch.randint(61, (2, n_pairs))
+    legal = torch.rand(n_pairs, 61) < 0.3
+    metrics = {
+        log_probability(a): lambda p, i, run: run.log_softmax(-1)[a[i]],
+        logit_difference(a, b): lambda p, i, run: run[a[i]] - run[b[i]],
+        kl_divergence(reference): lambda p, i, run: (
+            p[i] * (p[i].log() - run.log_softmax(-1))
+        ).sum(),
+        probability_mass(legal): lambda p, i, run: run.softmax(-1)[legal[i]].sum(),
+    }
+    p = reference[:, -1].softmax(-1)
+    for metric, formula in metrics.items():
+        for i in range(n_pairs):
+            for row, run in zip(metric.rows(logits)[i], logits[i], strict=True):
+                alone = metric.of_pairs(torch.tensor([i]))(run[None, None])
+                assert torch.allclose(row, formula(p, i, run), rtol=0, atol=1e-12)
+                assert torch.allclose(row, alone, rtol=0, atol=1e-12)
+
+
 def test_the_metric_is_one_for_clean_zero_for_corrupted_and_linear_in_log_probabilities():
     """The closed form at the mean of both log-probabilities holds: 1/2 - ln(BC) / (clean - corrupted)."""
     clean, corrupted = torch.randn(2, 1, 5, 61, dtype=torch.float64)
@@ -124,15 +398,14 @@ def test_the_metric_is_one_for_clean_zero_for_corrupted_and_linear_in_log_probab
 @pytest.mark.parametrize(
     ("clean", "corrupted", "sites", "message"),
     [
-        (CLEAN, CORRUPTED, ["attn"], "cannot patch 'attn'. Sites are resid_pre, attn_out"),
+        (CLEAN, CORRUPTED, ["attn"], "cannot patch 'attn'. Sites are embed, resid_pre"),
         (
             CLEAN,
             torch.tensor([[20, 21, 18]]),
             SITES,
             "already differ at pos 1, before their last move",
         ),
-        (CLEAN, CORRUPTED[:, :2], SITES, r"`clean` has shape \(1, 3\) and `corrupted` \(1, 2\)"),
-        (CLEAN.repeat(2, 1), CORRUPTED.repeat(2, 1), SITES, "takes one pair of games"),
+        (CLEAN, CORRUPTED[:, :2], SITES, r"`clean` has shape \(3,\) and `corrupted` \(2,\)"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
@@ -140,6 +413,14 @@ def test_what_cannot_be_swept_is_an_error(clean, corrupted, sites, message):
     """Unknown sites, games that differ earlier, other shapes."""
     with pytest.raises(ValueError, match=message):
         patch_sweep(random_model(SMALL), clean, corrupted, last_log_prob, sites)
+
+
+def test_the_cache_of_other_games_is_an_error():
+    """Its keys and values would be of other positions, and nothing would fail."""
+    model = random_model(SMALL)
+    _, cache = model.run_with_cache(CLEAN[:, :2])
+    with pytest.raises(ValueError, match="holds 1 games of 2 positions, but the pairs are 1 of 3"):
+        patch_sweep(model, CLEAN, CORRUPTED, last_log_prob, clean_cache=cache)
 
 
 def test_a_hooked_model_is_refused():

@@ -5,14 +5,14 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
-import numpy as np
 import pytest
 import torch
 
+import othello_gpt
 from interp import report
 from interp.arena import calculate_attn_and_mlp_probe_score_contributions
 from interp.patching import patch_sweep, patching_metric
-from othello_gpt import OthelloGPT, board, cli
+from othello_gpt import OthelloGPT, cli
 from othello_gpt.games import example_pair, games_to_tokens
 from othello_gpt.verify import _circuit_figures, verify_checkpoint
 from othello_gpt.vocab import label_to_token, square_to_label
@@ -21,7 +21,9 @@ from othello_gpt.vocab import label_to_token, square_to_label
 @pytest.fixture(scope="module")
 def story():
     pair = report.Pair(*example_pair())
-    return report.tell(OthelloGPT.from_pretrained(), report.shipped_probes(), pair, n_games=20)
+    return report.tell(
+        OthelloGPT.from_pretrained(), report.shipped_probes(), pair, n_games=20, n_pairs=12
+    )
 
 
 def test_figures_equal_what_the_calls_give(story):
@@ -80,18 +82,24 @@ def test_the_page_is_one_file_that_asks_for_nothing(story, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_a_pair_is_found_for_any_game():
-    """Another last move, and a reply that is legal after the given one only."""
-    game = board.random_games(1, seed=4)[0, :15]
-    pair = report.find_pair(OthelloGPT.from_pretrained(), game)
-    clean, corrupted = board.play(pair.clean), board.play(pair.corrupted)
+def test_averages_are_of_the_pairs_that_they_name(story):
+    """Within their intervals, one entry a layer, and the same in the text and on the page."""
+    assert 3 <= story.n_pairs <= 12
+    for site, (mean, low, high) in story.averages.items():
+        assert mean.shape == (8,)
+        assert ((low <= mean) & (mean <= high)).all()
+        shown = f"{mean[5]:.3f}<td>{low[5]:.3f} to {high[5]:.3f}"
+        assert f"<tr><td>{site}<td>5<td>{shown}</tr>" in report.page(story)
+        line = f"{site:9} 5: {mean[5]:6.3f} ({low[5]:.3f} to {high[5]:.3f})"
+        assert line in report.summary(story)
 
-    assert np.array_equal(pair.clean[:-1], pair.corrupted[:-1])
-    assert pair.clean[-1] != pair.corrupted[-1]
-    assert clean.legal[-1].flat[pair.answer]
-    assert not corrupted.legal[-1].flat[pair.answer]
-    with pytest.raises(ValueError, match="at least two moves"):
-        report.find_pair(OthelloGPT.from_pretrained(), game[:1])
+
+def test_the_benchmarks_need_a_checkout(monkeypatch, tmp_path, capsys):
+    """An installed package has none, and the command says how to come by them."""
+    monkeypatch.setattr(othello_gpt, "__file__", str(tmp_path / "othello_gpt" / "__init__.py"))
+
+    assert cli.main(["bench"]) == 1
+    assert "Clone the repository" in capsys.readouterr().err
 
 
 def test_the_commands_run(tmp_path, capsys):
@@ -99,7 +107,7 @@ def test_the_commands_run(tmp_path, capsys):
     page = tmp_path / "page.html"
     game = "C3 C4 C5 E2 F2 C2 D2"
 
-    assert cli.main(["report", "--game", game, "--out", str(page)]) == 0
+    assert cli.main(["report", "--game", game, "--pairs", "10", "--out", str(page)]) == 0
     assert page.stat().st_size > 50_000
     assert "Neurons of layer 5" in capsys.readouterr().out
     assert cli.main(["info"]) == 0

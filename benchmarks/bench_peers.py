@@ -1,0 +1,48 @@
+"""What do a forward pass, a no-op hook and a full cache cost here and in the peers that are installed?
+
+The same weights at the published size; TransformerLens, nnsight, pyvene and baukit where installed, and
+torch's own module hooks on the tapless twin. "All" is what each library can see: 142 sites here and in
+TransformerLens, modules in the others.
+"""
+
+import peers
+import torch
+from paired import QUICK, compare, report
+from twin import model_and_twin
+
+SHAPES = [(1, 20, 30)] if QUICK else [(1, 20, 100), (50, 59, 8), (256, 59, 3)]
+
+
+@torch.no_grad()
+def main() -> None:
+    model, twin = model_and_twin()
+    found, rows = peers.installed(model, twin), []
+    site = [("blocks.3.hook_attn_out", lambda activation, hook: None)]
+    ours = {
+        "forward": model,
+        "no_op": lambda tokens: model.run_with_hooks(tokens, site),
+        "cache_all": lambda tokens: model.run_with_cache(tokens)[0],
+    }
+    for batch, pos, pairs in SHAPES:
+        tokens = torch.randint(1, 61, (batch, pos))
+        for name, peer in found.items():
+            for what, run in ours.items():
+                theirs = getattr(peer, what)
+                if theirs is None or (what == "forward" and peer.forward is twin):
+                    continue
+                torch.testing.assert_close(run(tokens), theirs(tokens), rtol=0, atol=2e-5)
+                label = f"{batch}x{pos}, {what} | {name}"
+                rows.append(
+                    compare(
+                        label,
+                        lambda t=tokens, run=run: run(t),
+                        lambda t=tokens, theirs=theirs: theirs(t),
+                        pairs,
+                        3,
+                    )
+                )
+    report("Ours against the peers.", rows, peers=sorted(found))
+
+
+if __name__ == "__main__":
+    main()

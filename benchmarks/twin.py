@@ -1,0 +1,75 @@
+"""The model with every `tap` taken out of its source: the same mathematics without hook sites.
+
+Each method that taps is compiled anew with `self.tap("site", value)` replaced by `value`, and nothing else
+changed.
+"""
+
+import ast
+import inspect
+import textwrap
+import types
+
+import torch
+
+from othello_gpt import GPTConfig, OthelloGPT
+from othello_gpt import model as source
+from othello_gpt.hooks import Tapped
+
+TINY = GPTConfig(n_layers=8, d_model=16, n_heads=2, d_head=8, d_mlp=32)
+
+
+def model_and_twin(cfg: GPTConfig = GPTConfig(), seed: int = 0) -> tuple[OthelloGPT, OthelloGPT]:
+    """A model with random weights and its tapless twin, which give equal logits; on one thread."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    model, twin = OthelloGPT(cfg), OthelloGPT(cfg)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    twin.load_state_dict(model.state_dict())
+    assert take_taps_out(twin) > 15
+    tokens = torch.randint(1, 61, (2, 9))
+    with torch.no_grad():
+        assert torch.equal(model(tokens), twin(tokens))
+    return model, twin
+
+
+class _TapsOut(ast.NodeTransformer):
+    """`self.tap("site", value)` becomes `value`."""
+
+    def __init__(self) -> None:
+        self.removed = 0
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "tap":
+            self.removed += 1
+            return node.args[1]
+        return node
+
+
+def take_taps_out(model: OthelloGPT) -> int:
+    """Gives the modules of this one model methods without taps; returns how many calls of `tap` went."""
+    removed = 0
+    methods = {}
+    for module in model.modules():
+        for name, method in vars(type(module)).items():
+            if not isinstance(module, Tapped) or not inspect.isfunction(method):
+                continue
+            if method not in methods:
+                methods[method], count = _without_taps(method)
+                removed += count
+            if methods[method] is not None:
+                setattr(module, name, types.MethodType(methods[method], module))
+    return removed
+
+
+def _without_taps(method: types.FunctionType):
+    tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
+    taps_out = _TapsOut()
+    tree = ast.fix_missing_locations(taps_out.visit(tree))
+    if not taps_out.removed:
+        return None, 0
+    namespace = dict(vars(source))
+    exec(compile(tree, source.__file__, "exec"), namespace)
+    return namespace[method.__name__], taps_out.removed

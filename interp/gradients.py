@@ -1,0 +1,79 @@
+"""Attribution patching: every patch of a sweep estimated from one gradient, to first order.
+
+The exact sweep costs a token step a patch, so the estimate is needed only where even that is too much; what
+it is good for is to see how linear the model is. Both take the same arguments and give the same shapes.
+
+Source: Nanda 2023, "Attribution Patching: Activation Patching At Industrial Scale".
+"""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.metrics import LastMetric
+from interp.patching import (
+    Games,
+    base_of_pairs,
+    checked_pairs,
+    checked_sites,
+    chunks,
+    empty_results,
+    is_one,
+    shaped_results,
+    slices,
+)
+from interp.rows import Activations, Base, branches_at, half_block
+from othello_gpt import OthelloGPT
+
+
+def attribution_sweep(
+    model: OthelloGPT,
+    clean: Games,
+    corrupted: Games,
+    metric: LastMetric,
+    sites: Iterable[str] = ("attn_out", "mlp_out"),
+    within: Float[Tensor, "*subspace d_model d_model"] | None = None,
+    memory: int = 2**27,
+) -> dict[str, Float[Tensor, "..."]]:
+    """What `patch_sweep` gives, estimated: the metric of the corrupted run, plus change times gradient.
+
+    A patch adds its change to the residual stream, so one gradient of the metric with respect to the stream at
+    each place serves every site. Arguments and results are those of `patch_sweep`.
+    """
+    pairs, sites = checked_pairs(model, clean, corrupted), checked_sites(sites)
+    spaces = None if within is None else within.reshape(-1, *within.shape[-2:])
+    results = empty_results(model, len(pairs), sites, 1 if spaces is None else len(spaces))
+    for some, max_rows in chunks(model, [game for _, game in pairs], memory):
+        base = base_of_pairs(model, [pairs[i] for i in some], None, some)
+        of_some = metric.of_pairs(torch.tensor(some, device=model.device))
+        plain, gradients, climbed = _gradients(model, base, of_some)
+        for place, here in enumerate(climbed):
+            for branch in branches_at(model, place, here, base, sites, spaces):
+                site, layer = branch.key
+                for parts in slices(branch.n_parts, max_rows // len(some) // branch.per_part):
+                    estimate = plain + (branch.change(parts) * gradients[place]).sum(-1)
+                    shape = (len(some), -1, branch.per_part)
+                    results[site][some, layer, parts] = estimate.reshape(shape).cpu()
+    return shaped_results(results, within, is_one(clean), model.device)
+
+
+def _gradients(
+    model: OthelloGPT, base: Base, metric: LastMetric
+) -> tuple[Float[Tensor, "pair 1"], list[Float[Tensor, "pair 1 d_model"]], list[Activations]]:
+    """The metric of the base run, its gradient by the stream at every place, and the activations there."""
+    own = slice(base.n_before, base.n_before + 1)
+    past = list(base.past)
+    with torch.enable_grad():
+        rows = base.rows.detach().requires_grad_()
+        made = written = rows
+        climbed = [Activations(rows, made, written)]
+        for place in range(2 * model.cfg.n_layers):
+            made, written = half_block(model, place, rows, base.n_before, past)
+            rows = rows + written
+            climbed.append(Activations(rows, made, written))
+        plain = metric.rows(model.unembed(rows[:, own]))
+        gradients = torch.autograd.grad(plain.sum(), [here.stream for here in climbed])
+    detached = [Activations(*(t.detach() for t in here)) for here in climbed]
+    return plain.detach(), [gradient[:, own] for gradient in gradients], detached

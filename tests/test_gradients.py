@@ -1,0 +1,48 @@
+"""Attribution patching: the exact sweep to first order."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from model_strategies import models
+from test_patching import pairs
+
+from interp.gradients import attribution_sweep
+from interp.metrics import log_probability
+from interp.patching import SITES, onto, patch_sweep
+
+
+@settings(max_examples=10)
+@given(models(), pairs(), st.integers(1, 2**17))
+def test_an_estimate_is_the_derivative_of_the_exact_patch(model, games, memory):
+    """A patch inside a thousandth of the change moves the metric by a thousandth of the estimate."""
+    clean, corrupted = games
+    metric = log_probability(torch.arange(len(clean)))
+    eye = torch.eye(model.cfg.d_model, dtype=torch.float64)
+    estimated = attribution_sweep(model, clean, corrupted, metric, SITES, memory=memory)
+    small = 1e-4
+    forth = patch_sweep(model, clean, corrupted, metric, SITES, within=small * eye)
+    back = patch_sweep(model, clean, corrupted, metric, SITES, within=-small * eye)
+    for i, game in enumerate(corrupted):
+        plain = log_probability(i)(model(game)).detach()
+        for site in SITES:
+            slope = (forth[site][i] - back[site][i]) / (2 * small)
+            error = (estimated[site][i] - plain - slope).abs()
+            assert (error < 1e-4 * (1 + slope.abs())).all(), site
+
+
+@settings(max_examples=10)
+@given(models(), pairs(max_pairs=2))
+def test_estimates_within_subspaces_add_up(model, games):
+    """A span and its complement together are the whole estimate, for it is linear in the change."""
+    clean, corrupted = games
+    metric, d_model = log_probability(3), model.cfg.d_model
+    inside = onto(torch.randn(d_model, 2, dtype=torch.float64))
+    eye = torch.eye(d_model, dtype=torch.float64)
+    within = torch.stack([inside, eye - inside])
+    parts = attribution_sweep(model, clean, corrupted, metric, SITES, within)
+    whole = attribution_sweep(model, clean, corrupted, metric, SITES)
+    for i, game in enumerate(corrupted):
+        plain = metric(model(game)).detach()
+        for site in SITES:
+            total = (parts[site][i] - plain).sum(-1)
+            assert torch.allclose(total, whole[site][i] - plain, rtol=0, atol=1e-9), site
