@@ -11,9 +11,10 @@ import torch
 from paired import QUICK, report
 
 from interp.gradients import attribution_sweep
-from interp.pairs import bootstrap_mean, find_pairs, pair_tokens, pairs_metric
+from interp.pairs import find_pairs, pair_tokens, pairs_metric
 from interp.patching import patch_sweep
 from othello_gpt import OthelloGPT, board
+from othello_gpt.bootstrap import bootstrap_mean
 
 SITES = ("attn_out", "mlp_out", "z", "post")
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int, Int8
 from numpy import ndarray
 
 from othello_gpt import board
-from othello_gpt.games import _OnlyPlainData
+from othello_gpt.games import OnlyPlainData
 from othello_gpt.vocab import CENTRE, square_to_label
 
 
@@ -82,7 +82,7 @@ def published_cases(path: str | Path) -> Cases:
     Source: Li et al. 2022, section 4; the file is that of likenneth/othello_world.
     """
     with Path(path).open("rb") as file:
-        stored = _OnlyPlainData(file).load()
+        stored = OnlyPlainData(file).load()
     try:
         histories = [case["history"] for case in stored]
         square = np.array([case["pos_int"] for case in stored])

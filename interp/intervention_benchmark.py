@@ -21,12 +21,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.bootstrap import Estimate, bootstrap_mean
 from interp.cases import Cases
 from interp.intervene import Change, EditedRun, Preset, Wanted, presets, run_edited
 from interp.probe_training import shown
 from interp.probe_types import Probe
 from othello_gpt import OthelloGPT
+from othello_gpt.bootstrap import Estimate, bootstrap_mean
 from othello_gpt.vocab import PLAYABLE
 
 

@@ -1,4 +1,4 @@
-"""Pairs of games that differ in their last move only, found by rule and ranked; averages over many of them.
+"""Pairs of games that differ in their last move only, found by rule and ranked, for averages over many of them.
 
 A sweep of one pair is an anecdote. Here are hundreds, alike in what changes: one reply that is legal after
 the clean game and not after the corrupted one.
@@ -9,22 +9,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int8
+from jaxtyping import Int
 from numpy import ndarray
 from torch import Tensor
 
 from interp.metrics import LastMetric, patching_metric
 from interp.patching import last_logits
 from othello_gpt import OthelloGPT, board
+from othello_gpt.games import Pair
 from othello_gpt.vocab import square_to_token
-
-
-class Pair(NamedTuple):
-    """Two games that differ in the last move, and a square that can be answered after the first only."""
-
-    clean: Int8[ndarray, " ply"]
-    corrupted: Int8[ndarray, " ply"]
-    answer: int
 
 
 class RankedPair(NamedTuple):
@@ -35,14 +28,6 @@ class RankedPair(NamedTuple):
     distance: int  # how many squares of the two boards differ
     changes: int  # how many replies, on squares empty in both, are legal after one only
     drop: float  # by how much the answer's log-probability falls from clean to corrupted, in nats
-
-
-class Interval(NamedTuple):
-    """A mean over pairs, and a bootstrap interval around it."""
-
-    mean: Float[Tensor, "..."]
-    low: Float[Tensor, "..."]
-    high: Float[Tensor, "..."]
 
 
 def find_pairs(
@@ -115,27 +100,6 @@ def pairs_metric(model: OthelloGPT, pairs: Sequence[Pair]) -> LastMetric:
     """`patching_metric` of each pair and its answer: 1 is the clean run, 0 the corrupted one."""
     clean, corrupted, answers = pair_tokens(pairs)
     return patching_metric(last_logits(model, clean), last_logits(model, corrupted), answers)
-
-
-def bootstrap_mean(
-    effects: Float[Tensor, "pair *rest"], level: float = 0.95, n_draws: int = 2000, seed: int = 0
-) -> Interval:
-    """The mean over pairs with the interval that holds `level` of the means of resampled pairs.
-
-    Pairs are drawn with replacement; the same draws serve every entry, so intervals of different sites may
-    be compared.
-
-    Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13 (percentile intervals).
-    """
-    n = len(effects)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(n, (n_draws, n), generator=generator)
-    counts = torch.zeros(n_draws, n, dtype=effects.dtype).scatter_add_(
-        1, drawn, torch.ones(n_draws, n, dtype=effects.dtype)
-    )
-    means = torch.tensordot(counts, effects.cpu(), 1) / n  # [draw, *rest]
-    low, high = means.quantile(torch.tensor([0.5 - level / 2, 0.5 + level / 2]).to(means), dim=0)
-    return Interval(effects.mean(0), low.to(effects), high.to(effects))
 
 
 def _candidates(

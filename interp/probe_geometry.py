@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.bootstrap import Estimate
 from interp.neurons import span_fraction
+from othello_gpt.bootstrap import Estimate
 
 
 def square_cosines(

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.bootstrap import Estimate, bootstrap_ratio
 from interp.probe_training import EVERYWHERE, Labelled, labelled_activations
 from interp.probe_types import Probe, check_reads
 from interp.targets import MINE, Target, find_target
 from othello_gpt import OthelloGPT, board
+from othello_gpt.bootstrap import Estimate, bootstrap_ratio
 
 
 @dataclass(frozen=True)

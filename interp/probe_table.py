@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.bootstrap import Estimate
 from interp.probe_scores import majority_baseline, probe_accuracy
 from interp.probe_training import fit_probes, train_probes
 from interp.probe_types import Probe
 from interp.targets import MINE, Target, shuffled
 from othello_gpt import OthelloGPT
+from othello_gpt.bootstrap import Estimate
 
 
 class ProbeRow(NamedTuple):

@@ -15,11 +15,12 @@ from torch import Tensor
 from interp import plots
 from interp.attribution import Contributions, contributions, direct_logit_attribution
 from interp.neurons import input_weights, logit_weights, top_neurons
-from interp.pairs import Interval, Pair, bootstrap_mean, find_pairs, pair_tokens, pairs_metric
+from interp.pairs import find_pairs, pair_tokens, pairs_metric
 from interp.patching import patch_sweep, patching_metric
 from interp.probes import LinearProbe, ProbeAccuracy, probe_accuracy
 from othello_gpt import OthelloGPT, board
-from othello_gpt.games import games_to_tokens
+from othello_gpt.bootstrap import Estimate, bootstrap_mean
+from othello_gpt.games import Pair, games_to_tokens
 from othello_gpt.vocab import (
     square_to_label,
     square_to_token,
@@ -50,7 +51,7 @@ class Story(NamedTuple):
     written: Contributions  # `contributions` to "mine" of every square, [component 1 1 8 8]
     effects: dict[str, Float[Tensor, "layer *part"]]  # `patch_sweep`
     n_pairs: int  # over which the next is averaged: `find_pairs` in random games
-    averages: dict[str, Interval]  # `bootstrap_mean` of `patch_sweep`, by layer
+    averages: dict[str, Estimate]  # `bootstrap_mean` of `patch_sweep`, by layer
     log_probs: tuple[float, float]  # of the answer, clean and corrupted
     neurons: tuple[NeuronReading, ...]
 
@@ -142,7 +143,7 @@ def tell(
     )
 
 
-def _average_sweep(model: OthelloGPT, n_pairs: int, seed: int) -> tuple[int, dict[str, Interval]]:
+def _average_sweep(model: OthelloGPT, n_pairs: int, seed: int) -> tuple[int, dict[str, Estimate]]:
     """The sweep averaged over pairs in which one reply changes and the model's belief falls by a nat."""
     ranked = find_pairs(model, board.random_games(4 * n_pairs, seed), (16, 21, 26))
     pairs = [each.pair for each in ranked if each.drop > 1][:n_pairs]
@@ -304,7 +305,7 @@ def page(story: Story) -> str:
     state, last = story.record.state[-1], int(story.pair.clean[-1])
     layers = [f"layer {layer}" for layer in range(len(story.believed))]
     effects = {site: story.effects[site] for site in ("attn_out", "mlp_out")}
-    averages = {site: interval.mean for site, interval in story.averages.items()}
+    averages = {site: interval.value for site, interval in story.averages.items()}
     heads = story.effects["z"]
     legal = plots.plot_board(state, story.legal, last, f"{_colour_of(story)} to move")
     probabilities = plots.plot_board_values(

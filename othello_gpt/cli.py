@@ -201,7 +201,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.json:
         import json
 
-        options.json.write_text(json.dumps({"models": rows, "by_ply": by_ply}, indent=1) + "\n")
+        figures = {"models": rows, "by_ply": by_ply}
+        options.json.write_text(json.dumps(figures, indent=1, default=float) + "\n")
     return 0
 
 

@@ -6,16 +6,15 @@ illegal moves, and the divergence of its distribution from the uniform one over 
 """
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
 from othello_gpt import board
+from othello_gpt.bootstrap import Estimate, bootstrap_ratio
 from othello_gpt.games import games_to_tokens
 from othello_gpt.model import OthelloGPT
 from othello_gpt.vocab import PLAYABLE
@@ -32,14 +31,6 @@ class Scores(NamedTuple):
         Tensor, "*batch pos"
     ]  # nats, of the uniform distribution over replies from the model's
     live: Bool[Tensor, "*batch pos"]  # the game goes on
-
-
-class Interval(NamedTuple):
-    """A mean, and where 95 % of the means of resampled games lie."""
-
-    mean: float
-    low: float
-    high: float
 
 
 # Illegal top moves, each on games of the model's own kind. Li et al. 2022, section 2.3; Hazineh et al. 2023,
@@ -95,36 +86,29 @@ def evaluate(
     return Scores(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def mean_over_games(values: Float[Tensor, "game pos"], live: Bool[Tensor, "game pos"]) -> Interval:
-    """The mean over live positions, with a bootstrap interval over games.
+def summary(scores: Scores) -> dict[str, Estimate]:
+    """The three distances over all live positions, with intervals over games.
 
-    Positions of a game are not independent, so whole games are drawn again, with replacement, always in
-    the same way. A rate of which no case was seen has the interval 0 to 0: read it as "below 3 / games".
+    A rate of which no case was seen has the interval 0 to 0: read it as "below 3 / games".
     """
-    sums = torch.stack([(values * live).sum(1), live.sum(1)], -1).double().numpy()  # [game, 2]
-    total, count = sums.sum(0)
-    drawn = _times_drawn(len(sums)) @ sums  # [resample, 2]
-    low, high = np.quantile(drawn[:, 0] / drawn[:, 1].clip(1), [0.025, 0.975])
-    return Interval(float(total / max(count, 1)), float(low), float(high))
+    n_live = scores.live.sum(1).float()
+    return {
+        name: bootstrap_ratio((getattr(scores, name) * scores.live).sum(1), n_live)
+        for name in _COLUMNS
+    }
 
 
-@lru_cache(1)
-def _times_drawn(n_games: int) -> Float[ndarray, "resample game"]:
-    """How often each game is in each resample: 1000 of them, fewer where they would not fit in memory."""
-    resamples = min(1000, 20_000_000 // n_games)
-    every = [1 / n_games] * n_games
-    return np.random.default_rng(0).multinomial(n_games, every, resamples).astype(float)
-
-
-def summary(scores: Scores) -> dict[str, Interval]:
-    """The three distances over all live positions."""
-    return {name: mean_over_games(getattr(scores, name), scores.live) for name in _COLUMNS}
-
-
-def summary_by_ply(scores: Scores) -> dict[int, dict[str, Interval]]:
+def summary_by_ply(scores: Scores) -> dict[int, dict[str, Estimate]]:
     """The same after each ply, counted from 0, that some game goes on after."""
+    by_ply = {
+        name: bootstrap_ratio(getattr(scores, name) * scores.live, scores.live.float())
+        for name in _COLUMNS
+    }
     plies = scores.live.any(0).nonzero()[:, 0].tolist()
-    return {ply: summary(Scores(*(s[:, ply : ply + 1] for s in scores))) for ply in plies}
+    return {
+        ply: {name: Estimate(*(part[ply] for part in parts)) for name, parts in by_ply.items()}
+        for ply in plies
+    }
 
 
 _COLUMNS = {  # heading, and how a number is written
@@ -134,7 +118,7 @@ _COLUMNS = {  # heading, and how a number is written
 }
 
 
-def table(rows: Mapping[str, Mapping[str, Interval | float]], kind: str = "model") -> str:
+def table(rows: Mapping[str, Mapping[str, Estimate | float]], kind: str = "model") -> str:
     """One line for each row, its 95 % intervals in brackets; published figures have none.
 
     Args:
@@ -149,9 +133,9 @@ def table(rows: Mapping[str, Mapping[str, Interval | float]], kind: str = "model
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _written(figure: Interval | float, key: str) -> str:
+def _written(figure: Estimate | float, key: str) -> str:
     form = _COLUMNS[key][1]
-    if not isinstance(figure, Interval):
+    if not isinstance(figure, Estimate):
         return form.format(figure)
-    mean, low, high = map(form.format, figure)
-    return f"{mean} ({low} to {high})"
+    value, low, high = (form.format(part.item()) for part in figure)
+    return f"{value} ({low} to {high})"

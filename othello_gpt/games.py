@@ -34,7 +34,7 @@ NOTATIONS: dict[str, Callable[[str], int]] = {
 }
 
 
-class ExamplePair(NamedTuple):
+class Pair(NamedTuple):
     """Two games that differ in the last move only, and a reply that is legal after the first alone."""
 
     clean: Int8[ndarray, " ply"]
@@ -56,7 +56,7 @@ def parse_moves(text: str, notation: str = "label") -> Int8[ndarray, " ply"]:
     return np.array([NOTATIONS[notation](word) for word in words], dtype=np.int8)
 
 
-def example_pair() -> ExamplePair:
+def example_pair() -> Pair:
     """Game 4 of the exercise page up to its 21st move, E0, and the same game with C0 in its place.
 
     White can answer F0 after the first only.
@@ -65,7 +65,7 @@ def example_pair() -> ExamplePair:
     """
     moves = "C3 C4 C5 E2 F2 C2 D2 E1 F5 B6 C6 B5 C1 B0 B4 E5 F6 B2 F4 B3"
     clean, corrupted = (parse_moves(f"{moves} {last}") for last in ("E0", "C0"))
-    return ExamplePair(clean, corrupted, label_to_square("F0"))
+    return Pair(clean, corrupted, label_to_square("F0"))
 
 
 def games_to_tokens(
@@ -98,7 +98,7 @@ def load_games(
         games = _from_npy(np.load(path, mmap_mode="r", allow_pickle=False), kind, path)
     elif path.suffix in (".pickle", ".pkl"):
         with path.open("rb") as file:
-            games = _padded(_OnlyPlainData(file).load())
+            games = _padded(OnlyPlainData(file).load())
     elif path.suffix == ".wtb":
         games = _from_wthor(path)
     else:
@@ -147,7 +147,7 @@ def _detected_kind(stored: ndarray, path: Path) -> str:
     return "square" if is_square else "token"
 
 
-class _OnlyPlainData(pickle.Unpickler):
+class OnlyPlainData(pickle.Unpickler):
     """Reads lists and numbers; refuses anything that names code."""
 
     def find_class(self, module: str, name: str) -> object:

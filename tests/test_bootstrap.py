@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from interp.bootstrap import bootstrap_mean, bootstrap_ratio
+from othello_gpt.bootstrap import bootstrap_mean, bootstrap_ratio
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():

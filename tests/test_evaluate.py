@@ -17,7 +17,6 @@ from othello_gpt.evaluate import (
     Scores,
     evaluate,
     legal_tokens,
-    mean_over_games,
     score,
     summary,
     summary_by_ply,
@@ -92,26 +91,6 @@ def test_evaluating_in_batches_changes_nothing():
         assert torch.allclose(a.float(), c.float(), atol=1e-5)
 
 
-def test_the_interval_of_independent_games_is_the_normal_one():
-    """1.96 standard errors on either side, within a tenth; and the mean in between."""
-    values = torch.randn(2000, 1, generator=torch.Generator().manual_seed(1))
-    mean, low, high = mean_over_games(values, torch.ones(2000, 1, dtype=torch.bool))
-    error = values.std().item() / 2000**0.5
-
-    assert math.isclose(mean, values.mean().item(), abs_tol=1e-6)
-    assert low < mean < high
-    assert math.isclose(high - low, 2 * 1.96 * error, rel_tol=0.1)
-
-
-def test_positions_of_a_game_are_not_counted_as_independent():
-    """If all positions of a game agree, the interval is that of its games."""
-    values = torch.randn(300, 1, generator=torch.Generator().manual_seed(2))
-    one = mean_over_games(values, torch.ones(300, 1, dtype=torch.bool))
-    many = mean_over_games(values.expand(300, 59), torch.ones(300, 59, dtype=torch.bool))
-
-    assert np.allclose(one, many, atol=1e-6)
-
-
 def test_plies_weighted_by_their_positions_give_the_whole():
     """The mean over all positions is the mean of the plies' means, by how many positions each has."""
     scores = evaluate(random_model(SMALL), GAMES)
@@ -120,8 +99,8 @@ def test_plies_weighted_by_their_positions_give_the_whole():
 
     assert list(by_ply) == counts.nonzero()[:, 0].tolist()
     for name, interval in whole.items():
-        total = sum(by_ply[ply][name].mean * counts[ply].item() for ply in by_ply)
-        assert math.isclose(total / counts.sum().item(), interval.mean, rel_tol=1e-5)
+        total = sum(by_ply[ply][name].value.item() * counts[ply].item() for ply in by_ply)
+        assert math.isclose(total / counts.sum().item(), interval.value.item(), rel_tol=1e-5)
 
 
 def test_what_is_not_live_counts_for_nothing():

@@ -20,7 +20,7 @@ from othello_gpt.vocab import label_to_token, square_to_label
 
 @pytest.fixture(scope="module")
 def story():
-    pair = report.Pair(*example_pair())
+    pair = example_pair()
     return report.tell(
         OthelloGPT.from_pretrained(), report.shipped_probes(), pair, n_games=20, n_pairs=12
     )

@@ -29,7 +29,7 @@ def bootstrap_ratio(
         numerator: what each game counts, for instance squares read right.
         denominator: out of how many. Where nothing was counted the estimate is nan.
         level: the share of draws between the bounds.
-        draws: how often as many games are drawn with replacement.
+        draws: how often as many games are drawn with replacement; fewer where they would take over a gigabyte.
 
     Raises:
         ValueError: no games.
@@ -39,6 +39,7 @@ def bootstrap_ratio(
     n_games = len(numerator)
     if n_games == 0:
         raise ValueError("there are no games to draw from: give at least one.")
+    draws = min(draws, 2**26 // n_games)
     counts = torch.stack([numerator, denominator.expand_as(numerator)], 1).double()
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(n_games, (draws, n_games), generator=generator)
@@ -48,7 +49,7 @@ def bootstrap_ratio(
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double)
     low, high = torch.quantile(sums[:, 0] / sums[:, 1], tails, dim=0)
     total = counts.sum(0)
-    return Estimate(*((x.float()) for x in (total[0] / total[1], low, high)))
+    return Estimate(*(x.to(numerator) for x in (total[0] / total[1], low, high)))
 
 
 def bootstrap_mean(values: Float[Tensor, "game *part"], **options) -> Estimate:
