@@ -78,13 +78,13 @@ class HookRegistry:
 
     def run(self, site: str, value: Tensor) -> Tensor:
         """The value that leaves the site, after all its hooks."""
-        hooks, point = self.hooks.get(site, ()), self.point(site)
-        for hook in hooks:
-            if not hook.backward:
+        point, backward = self.points.get(site) or self.point(site), []
+        for hook in self.hooks.get(site, ()):
+            if hook.backward:
+                backward.append(hook)
+            else:
                 value = _hooked(hook.fn, value, point)
-        if backward := [hook for hook in hooks if hook.backward]:
-            value = _with_gradient_hooks(value, backward, point)
-        return value
+        return _with_gradient_hooks(value, backward, point) if backward else value
 
     def add(self, site: str, hook: Hook, prepend: bool = False) -> None:
         """Attaches after those already there, or before them."""
@@ -184,8 +184,9 @@ class Tapped(nn.Module):
 
     def tap(self, site: str, value: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         """The value that goes on from this site: `value` itself unless a hook replaces it."""
-        if self.registry.hooks:
-            return self.registry.run(self.path + site, value)
+        hooks = self.registry.hooks
+        if hooks and (name := self.path + site) in hooks:
+            return self.registry.run(name, value)
         return value
 
     def is_hooked(self, site: str) -> bool:
@@ -218,7 +219,7 @@ class EverySite(dict[str, tuple[Hook, ...]]):
         return ()
 
 
-def select_sites(which: SiteFilter, names: Sequence[str]) -> list[str]:
+def select_sites(which: SiteFilter, names: Collection[str]) -> list[str]:
     """The full names that `which` stands for: a name, several, or a predicate on names.
 
     Short names (`"resid_post3"`, `"k6"`) are understood. A name that is no site, or a predicate that holds
@@ -230,23 +231,24 @@ def select_sites(which: SiteFilter, names: Sequence[str]) -> list[str]:
         return [_full_name(name, names) for name in which]
     selected = [name for name in names if which(name)]
     if not selected:
+        some = list(names)[:: len(names) - 1]
         raise ValueError(
             "the predicate holds for none of the model's hook sites. "
-            f"They look like '{names[0]}' and '{names[len(names) // 2]}'; `model.hook_names` lists them."
+            f"They look like {' and '.join(map(repr, some))}; `model.hook_names` lists them."
         )
     return selected
 
 
-def _full_name(name: str, names: Sequence[str]) -> str:
+def _full_name(name: str, names: Collection[str]) -> str:
     for candidate in (name, get_act_name(name)):
         if candidate in names:
             return candidate
     raise UnknownSite(unknown_site_message(name, names))
 
 
-def unknown_site_message(name: str, names: Sequence[str]) -> str:
+def unknown_site_message(name: str, names: Iterable[str]) -> str:
     """Says that `name` is no site, and which names come near it."""
-    near = difflib.get_close_matches(name, names, n=3)
+    near = difflib.get_close_matches(name, list(names), n=3)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     return f"no hook site named '{name}'.{hint} `model.hook_names` lists every site."
 

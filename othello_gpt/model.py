@@ -21,7 +21,7 @@ shapes are those of TransformerLens:
 Weights act on the right, `x @ W + b`, and are stored in the shapes in which they are shown.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -418,7 +418,11 @@ class OthelloGPT(Tapped):
             self.registry.points.clear()
 
     def _sites(self, which: SiteFilter) -> list[str]:
-        return select_sites(which, self.hook_names)
+        return select_sites(which, self._names)
+
+    @cached_property
+    def _names(self) -> Collection[str]:
+        return dict.fromkeys(self.hook_names)  # the same, in which a name is found at once
 
     @cached_property
     def hook_names(self) -> tuple[str, ...]:
