@@ -34,6 +34,8 @@ ORDER = [
     "interp.positions",
     "interp.neurons",
     "interp.spectra",
+    "interp.rules",
+    "interp.ablation",
     "interp.intervene",
     "interp.patching",
     "interp.arena",
