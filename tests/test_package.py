@@ -37,6 +37,7 @@ ORDER = [
     "interp.rules",
     "interp.ablation",
     "interp.intervene",
+    "interp.atlas",
     "interp.patching",
     "interp.arena",
     "interp.report",
