@@ -39,6 +39,7 @@ ORDER = [
     "interp.intervene",
     "interp.atlas",
     "interp.patching",
+    "interp.circuits",
     "interp.arena",
     "interp.report",
     "othello_gpt.verify",
