@@ -6,12 +6,15 @@ with random input weights, and neurons whose activations are held against the bo
 
 Published beside it (another model, other measure): 913 of 2048 neurons of layer 5 of the published model have
 decision trees of the board with R^2 above 0.7 (arXiv 2511.00059). `--trees` fits such trees to a sample here.
+
+Columns: rules with held-out F1 above 0.8; neurons that pass the causal check; both; rules that explain over 0.7
+of the activation's variance; of 128 neurons each, F1 above 0.8 with random weights and on other games' boards;
+of 128, trees with held-out R^2 above 0.7.
 """
 
 import argparse
 import json
 import platform
-import time
 from copy import deepcopy
 from datetime import date
 
@@ -33,21 +36,19 @@ def main() -> None:
     options.add_argument("--out", help="keep every rule here, one line of JSON a neuron")
     options = options.parse_args()
     model, games = OthelloGPT.from_pretrained(), AtlasGames.random()
+    columns = ["high_f1", "passed", "both", "explained", "random_weights", "other_games"]
+    columns += ["trees"] if options.trees else []
+    print(" ".join(f"{name:>14}" for name in ("layer", *columns)))
     rows = []
-    print(
-        f"{'layer':>5} {'F1>.8':>6} {'passed':>7} {'both':>6} {'R2>.7':>6} {'random':>7} {'other':>6}"
-    )
     for layer in range(model.cfg.n_layers):
-        start = time.perf_counter()
         described = describe_neurons(model, layer, games)
-        row = {"layer": layer, **_counts(described), "seconds": time.perf_counter() - start}
+        row = {"layer": layer, **_counts(described)}
         row["random_weights"] = _high(_random_neurons(model, layer, games))
         row["other_games"] = _high(_on_other_games(model, layer, games))
         if options.trees:
-            row["trees_above_0.7"] = _trees(model, layer, games)
+            row["trees"] = _trees(model, layer, games)
         rows.append(row)
-        cells = ("high_f1", "passed", "both", "explained", "random_weights", "other_games")
-        print(f"{layer:5} " + " ".join(f"{row[cell]:6}" for cell in cells), flush=True)
+        print(" ".join(f"{row[name]:14}" for name in ("layer", *columns)), flush=True)
         if options.out:
             _keep(described, options.out)
     facts = {"neurons": model.cfg.d_mlp, "null_neurons": N_NULL, "rows": rows}

@@ -74,19 +74,21 @@ def _attend(
 
 
 class CausalCheck(NamedTuple):
-    """What silencing a neuron takes from the logit of the move it writes most, where its rule says that it
-    fires and at positions of the same plies where the rule says that it does not."""
+    """What a neuron adds to the logit of the move it writes most: where its rule says that it fires, and at
+    positions of the same plies where the rule says that it does not."""
 
     token: int  # the move whose logit the output weights change most
-    effect: float  # logits lost (or gained, for a negative weight) where the neuron should fire
+    weight: float  # how they change it, in logits for one unit of activation
+    effect: float  # logits that are gone when the neuron is silenced where it should fire
     control: float  # the same where it should not
     t: float  # their difference over its standard error
     pairs: int
 
     @property
     def passed(self) -> bool:
-        """Five times the control's effect at least, with a t of 3 or more."""
-        return self.t >= 3 and self.effect >= 5 * abs(self.control)
+        """The sign of the weight, five times the control's effect at least, and a t of 3 or more."""
+        sign = 1 if self.weight > 0 else -1
+        return sign * self.t >= 3 and sign * self.effect >= 5 * abs(self.control)
 
 
 def causal_checks(
@@ -115,16 +117,17 @@ def causal_checks(
         game, pos = (torch.from_numpy(places[rows.ravel()]) for places in positions[:2])
         ablated = ablated_logits(model, cache, layer, torch.full_like(pos, neuron), game, pos)
         lost = (logits[game, pos] - ablated)[:, 1:]
-        lost = (lost[:, move] - lost.mean(1)) * weights[neuron, move].sign()
-        checks[neuron] = _compared(move + 1, lost.double().unflatten(0, (2, -1)))
+        lost = (lost[:, move] - lost.mean(1)).double().unflatten(0, (2, -1))
+        checks[neuron] = _compared(move + 1, weights[neuron, move].item(), lost)
     return checks
 
 
-def _compared(token: int, lost: Float[Tensor, "side=2 pair"]) -> CausalCheck:
+def _compared(token: int, weight: float, lost: Float[Tensor, "side=2 pair"]) -> CausalCheck:
     difference = lost[0] - lost[1]
     error = difference.std() / len(difference) ** 0.5
     t = (difference.mean() / error).item() if error > 0 else 0.0
-    return CausalCheck(token, lost[0].mean().item(), lost[1].mean().item(), t, len(difference))
+    effect, control = lost.mean(1).tolist()
+    return CausalCheck(token, weight, effect, control, t, len(difference))
 
 
 def _matched(

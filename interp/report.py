@@ -1,6 +1,5 @@
 """The modular-circuit story of one pair of games: computed once, told as text and as one HTML page."""
 
-import html
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -12,10 +11,13 @@ from jaxtyping import Bool, Float, Int, Int8
 from numpy import ndarray
 from torch import Tensor
 
-from interp import plots
+from interp import plots, webpage
+from interp.atlas import AtlasGames, Described, describe_neurons
 from interp.attribution import Contributions, contributions, direct_logit_attribution
+from interp.circuits import Circuit, Step, find_circuit
 from interp.neurons import input_weights, logit_weights, top_neurons
 from interp.patching import patch_sweep, patching_metric
+from interp.playback import Playback, as_data, playback
 from interp.probes import LinearProbe, ProbeAccuracy, probe_accuracy
 from othello_gpt import OthelloGPT, board
 from othello_gpt.games import games_to_tokens
@@ -25,6 +27,12 @@ from othello_gpt.vocab import (
     token_to_label,
     token_to_square,
     values_on_board,
+)
+
+# Game 4 of the exercise page, which begins with `othello_gpt.games.example_pair`'s clean game.
+EXAMPLE_GAME = (
+    "C3 C4 C5 E2 F2 C2 D2 E1 F5 B6 C6 B5 C1 B0 B4 E5 F6 B2 F4 B3 E0 G2 A2 D6 F1 G3 F3 D0 A6 G1 "
+    "A1 D5 D1 F7 H0 A4 E6 C0 G6 H7 A5 F0 G0 B1 H3 E7 A3 G4 A0 H4 H5 D7 G5 A7 H2 G7 C7 B7 H6"
 )
 
 
@@ -37,12 +45,13 @@ class Pair(NamedTuple):
 
 
 class NeuronReading(NamedTuple):
-    """One neuron: what it reads most and which logits it writes most."""
+    """One neuron: what it reads most, which logits it writes most, and its rule."""
 
     layer: int
     neuron: int
     reads: tuple[tuple[str, float], ...]  # ("C0 blank", cosine)
     writes: tuple[tuple[str, float], ...]  # ("C0", logit for each unit of activation)
+    described: Described  # `describe_neurons` on random games
 
 
 class Story(NamedTuple):
@@ -57,7 +66,10 @@ class Story(NamedTuple):
     written: Contributions  # `contributions` to "mine" of every square, [component 1 1 8 8]
     effects: dict[str, Float[Tensor, "layer *part"]]  # `patch_sweep`
     log_probs: tuple[float, float]  # of the answer, clean and corrupted
-    neurons: tuple[NeuronReading, ...]
+    neurons: tuple[NeuronReading, ...]  # of one layer, those that vary most
+    circuit: Circuit  # `find_circuit`
+    carriers: tuple[NeuronReading, ...]  # the neurons of the circuit
+    played: Playback  # `playback` of the whole game
 
     @property
     def legal(self) -> Bool[ndarray, "8 8"]:
@@ -129,6 +141,7 @@ def tell(
     model: OthelloGPT,
     probes: Sequence[LinearProbe],
     pair: Pair,
+    game: Int[ndarray, " ply"] | None = None,
     n_games: int = 60,
     seed: int = 1,
     progress: bool = False,
@@ -136,8 +149,15 @@ def tell(
     """Computes the whole story of a pair.
 
     Args:
-        n_games: random games over which probes are scored and neurons ranked.
+        game: the whole game that begins with the pair's clean one; by default it is that one.
+        n_games: random games over which probes are scored and neurons ranked; rules are found on twice as many.
+
+    Raises:
+        ValueError: `game` does not begin with the clean game.
     """
+    game = pair.clean if game is None else game
+    if not np.array_equal(game[: len(pair.clean)], pair.clean):
+        raise ValueError("`game` must begin with the pair's clean game: its moves differ.")
     steps = _steps(progress)
     next(steps)
     clean, corrupted = (games_to_tokens(game[None]) for game in (pair.clean, pair.corrupted))
@@ -157,7 +177,14 @@ def tell(
     ]
     best = probes[int(accuracy.by_layer.argmax())]
     layer = model.cfg.n_layers - 3  # where the exercise looks: layer 5 of 8
-    neurons = _read_neurons(model, best, layer, games)
+    _, varied = model.run_with_cache(games_to_tokens(games), f"post{layer}")
+    varying = [(layer, neuron) for neuron in top_neurons(varied, layer, 6).tolist()]
+    next(steps)
+    circuit = find_circuit(model, clean, corrupted, token)
+    steps_of_chains = (step.writer for chain in circuit.chains for step in chain.steps)
+    carrying = {w[1:]: None for w in steps_of_chains if w.kind == "neuron"}
+    rule_games = AtlasGames.random(2 * n_games, seed)
+    neurons = _read_neurons(model, best, [*varying, *carrying], rule_games)
     next(steps)
     log_probs = [lg[0, -1].log_softmax(-1)[token].item() for lg in (logits, corrupted_logits)]
     return Story(
@@ -170,12 +197,22 @@ def tell(
         written=contributions(cache.select(pos=-1), best.mine, best.layer),
         effects=effects,
         log_probs=(log_probs[0], log_probs[1]),
-        neurons=neurons,
+        neurons=neurons[: len(varying)],
+        circuit=circuit,
+        carriers=tuple(sorted(neurons[len(varying) :], key=lambda reading: reading[:2])),
+        played=playback(model, probes, game, {len(pair.clean) - 1: token}),
     )
 
 
 def _steps(progress: bool) -> Iterator[None]:
-    names = ("running the pair", "patching", "scoring probes", "reading neurons", "done")
+    names = (
+        "running the pair",
+        "patching",
+        "scoring probes",
+        "ranking neurons",
+        "finding rules",
+        "done",
+    )
     if not progress:
         yield from (None for _ in names)
         return
@@ -188,20 +225,24 @@ def _steps(progress: bool) -> Iterator[None]:
 
 
 def _read_neurons(
-    model: OthelloGPT, probe: LinearProbe, layer: int, games: Int[Tensor, "game ply"], k: int = 6
+    model: OthelloGPT, probe: LinearProbe, places: Sequence[tuple[int, int]], games: AtlasGames
 ) -> tuple[NeuronReading, ...]:
-    _, cache = model.run_with_cache(games_to_tokens(games), f"post{layer}")
     directions = torch.stack(probe.normalised(), dim=-1)  # [d_model, 8, 8, (blank, mine)]
-    reads = input_weights(model, layer, directions).flatten(1, 2)  # [d_mlp, square, kind]
+    described = {}
+    for layer in {layer for layer, _ in places}:
+        neurons = sorted({neuron for other, neuron in places if other == layer})
+        found = describe_neurons(model, layer, games, neurons)
+        described |= {(layer, each.neuron): each for each in found}
     readings = []
-    for neuron in top_neurons(cache, layer, k).tolist():
-        strongest = reads[neuron].abs().flatten().topk(3).indices.tolist()
-        read = [_named_read(i, reads[neuron].flatten()[i].item()) for i in strongest]
+    for layer, neuron in places:
+        reads = input_weights(model, layer, directions)[neuron].flatten()  # [(square, kind)]
+        read = [_named_read(i, reads[i].item()) for i in reads.abs().topk(3).indices.tolist()]
         writes = logit_weights(model, layer, neuron)
         written = [
             (token_to_label(i + 1), writes[i].item()) for i in writes.topk(2).indices.tolist()
         ]
-        readings.append(NeuronReading(layer, neuron, tuple(read), tuple(written)))
+        rule = described[layer, neuron]
+        readings.append(NeuronReading(layer, neuron, tuple(read), tuple(written), rule))
     return tuple(readings)
 
 
@@ -253,6 +294,10 @@ def summary(story: Story) -> str:
             "",
             f"Neurons of layer {story.neurons[0].layer} that vary most:",
             *map(_neuron_line, story.neurons),
+            "",
+            f"What carries {answer}, from the last move up (%: share of the next one's difference):",
+            *(f"  {_chain_line(chain.steps)}" for chain in story.circuit.chains),
+            *map(_neuron_line, story.carriers),
         ]
     )
 
@@ -279,93 +324,145 @@ def _largest(story: Story, k: int) -> list[tuple[str, float]]:
 def _neuron_line(reading: NeuronReading) -> str:
     reads = ", ".join(f"{name} {cosine:.2f}" for name, cosine in reading.reads)
     writes = ", ".join(f"{name} {weight:+.2f}" for name, weight in reading.writes)
-    return f"  L{reading.layer}N{reading.neuron}: reads {reads}; writes {writes}"
+    d = reading.described
+    return (
+        f"  L{reading.layer}N{reading.neuron}: reads {reads}; writes {writes}; "
+        f"{d.rule} (F1 {d.score.f1:.2f} on other games)"
+    )
+
+
+def _chain_line(steps: Sequence[Step]) -> str:
+    return " > ".join(f"{step.writer} ({step.share:.0%})" for step in steps)
 
 
 # --- As a page --------------------------------------------------------------------------------------
 
-_STYLE = """
-:root { --ink: #222; --line: #999; --paper: #fff; }
-@media (prefers-color-scheme: dark) { :root { --ink: #ddd; --line: #777; --paper: #1b1d20; } }
-body { background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
-       max-width: 1000px; margin: 2rem auto; padding: 0 1rem; }
-h1, h2 { line-height: 1.2; } h2 { margin-top: 2.2rem; }
-figure { margin: 1rem 0; overflow-x: auto; } .pair { display: flex; flex-wrap: wrap; align-items: start;
-       gap: 2rem; }
-table { border-collapse: collapse; } td, th { padding: .2rem .8rem; text-align: left;
-       border-bottom: 1px solid var(--line); }
-@media print { h2 { break-after: avoid; } figure { break-inside: avoid; } }
-"""
-
 
 def page(story: Story) -> str:
-    """The story as one self-contained HTML page: no scripts, no network, pictures as SVG."""
+    """The story as one self-contained HTML page: pictures as SVG, a little script for the slider, no network."""
     answer = square_to_label(story.pair.answer)
+    body = "".join(
+        [
+            f"<h1>Why Othello-GPT thinks {answer} is legal</h1>",
+            f"<p>A transformer that only ever saw lists of moves, looked at inside. After "
+            f"{_labels(story.pair.clean)} {_colour_of(story)} can play {answer}: which board does the model "
+            "believe in, who writes the move's logit, and what carries the last move there?</p>",
+            _moves_section(story),
+            _pair_sections(story, answer),
+            _circuit_section(story, answer),
+            _section(
+                f"Neurons of layer {story.neurons[0].layer} that vary most",
+                _neuron_table(story.neurons),
+            ),
+            _section(
+                "How right the probes are",
+                _card(
+                    plots.plot_lines({"squares right": story.accuracy.by_layer}, x_title="layer")
+                ),
+                "Linear probes of empty, theirs and mine on random games.",
+            ),
+        ]
+    )
+    data = {"story": as_data(story.played)}
+    return webpage.document(f"Othello-GPT: {answer}", body, data, ("boards.js", "report.js"))
+
+
+def _moves_section(story: Story) -> str:
+    """The slider and what it moves; without scripts it shows the pair's last move."""
+    ply, played = len(story.pair.clean) - 1, story.played
     state, last = story.record.state[-1], int(story.pair.clean[-1])
+    true = state * int(story.record.to_move[-1])
+    layers = [f"layer {layer}" for layer in range(len(story.believed))]
+    drawn = {
+        "board": plots.plot_board(state, story.legal, last, f"{_colour_of(story)} to move"),
+        "predicted": plots.plot_board_values(
+            values_on_board(story.probabilities), ["the model's next move"], pieces=state
+        ),
+        "truth": plots.plot_board_values(true, ["the truth"], pieces=state),
+        "believed": plots.plot_board_values(story.believed, layers, pieces=state, last_move=last),
+        "parts": plots.plot_bars(played.labels, played.parts[ply]),
+        "heads": "",
+    }
+    return (
+        "<section><h2>The game, move by move</h2>"
+        '<div class="bar" role="group" aria-label="Move"><button id="back" aria-label="Back">&#9664;</button>'
+        f'<input type="range" id="move" min="0" max="{len(played.squares) - 1}" value="{ply}" '
+        'aria-label="Move of the game"><button id="forward" aria-label="Forward">&#9654;</button>'
+        '<button id="play">Play</button><output id="status" for="move" aria-live="polite"></output></div>'
+        f'<div class="row"><div class="card fill" id="board">{drawn["board"]}</div>'
+        f'<div class="card fill" id="predicted">{drawn["predicted"]}</div><div class="card">'
+        '<h3>Legal moves against predicted</h3><p id="legality"></p><ul class="chips" id="moves"></ul>'
+        '<p class="soft">Dots mark legal moves. Arrow keys move through the game.</p></div></div>'
+        "<h3>The board that each layer believes in</h3>"
+        '<p class="soft">P(mine) - P(theirs) by the linear probe of each layer: blue is mine, red theirs, of '
+        "whoever moves next. Discs show the real board; a red frame is a square read wrong.</p>"
+        f'<div class="card boards"><div id="truth">{drawn["truth"]}</div>'
+        f'<div id="believed" style="display:contents">{drawn["believed"]}</div></div>'
+        '<h3>Who writes the logit of <span id="explained"></span></h3>'
+        '<p class="soft">Direct logit attribution: what each part adds to the logit, LayerNorm\'s scale held. '
+        "At the pair's last move it is the answer's, elsewhere that of the likeliest move.</p>"
+        f'<div class="row"><div class="card" id="parts">{drawn["parts"]}</div>'
+        f'<div class="card" id="heads">{drawn["heads"]}</div></div></section>'
+    )
+
+
+def _pair_sections(story: Story, answer: str) -> str:
     layers = [f"layer {layer}" for layer in range(len(story.believed))]
     effects = {site: story.effects[site] for site in ("attn_out", "mlp_out")}
     heads = story.effects["z"]
-    legal = plots.plot_board(state, story.legal, last, f"{_colour_of(story)} to move")
-    probabilities = plots.plot_board_values(
-        values_on_board(story.probabilities),
-        ["the model's probabilities"],
-        pieces=state,
-        last_move=last,
+    names = [f"head {h}" for h in range(heads.shape[1])]
+    return _section(
+        f"What restores {answer}",
+        '<div class="row">'
+        + _card(plots.plot_lines(effects, x_title="layer", y_title="restored"))
+        + _card(plots.plot_grid(heads.T, names, layers, "by head"))
+        + "</div>",
+        f"The corrupted game ends in {square_to_label(int(story.pair.corrupted[-1]))}; there {answer} has "
+        f"log-probability {story.log_probs[1]:.3f}, in the clean game {story.log_probs[0]:.3f}. One activation "
+        "of the last move comes from the clean run; 1 means fully restored, 0 not at all.",
+    ) + _section(
+        "Who writes mine and theirs",
+        _card(_written_boards(story)),
+        f"What each layer writes along mine minus theirs of each square, up to layer {story.last_layer}, whose "
+        "probe reads the board best. Blue writes mine, red theirs. The sum with what the embeddings write is "
+        f"the probe's score; {square_to_label(story.turned)}, turned by the last move, has {story.score:+.2f}.",
     )
-    believed = plots.plot_board_values(story.believed, layers, pieces=state, last_move=last)
-    mover = int(story.record.to_move[-1])
-    true = plots.plot_board_values(state * mover, ["the truth: mine +1, theirs -1"], pieces=state)
-    contributions = story.contributions
-    sections = [
-        ("The position", f"<p>{html.escape(_labels(story.pair.clean))}. Dots: legal replies.</p>"),
-        ("", f"<div class=pair>{legal}{probabilities}</div>"),
-        (
-            "What the model believes, layer by layer",
-            "<p>P(mine) - P(theirs) of each square, read by the linear probe of each layer; discs "
-            f"show the real board.</p><figure>{believed}</figure><figure>{true}</figure>",
-        ),
-        (
-            "How right the probes are",
-            _figure(plots.plot_lines({"squares right": story.accuracy.by_layer}, x_title="layer")),
-        ),
-        (
-            "Who writes mine and theirs",
-            f"<p>What each layer writes along mine minus theirs of each square, up to layer {story.last_layer}, "
-            "whose probe reads the board best. Blue writes mine, red theirs. The sum with what the "
-            f"embeddings write is the probe's score; {square_to_label(story.turned)}, turned by the last "
-            f"move, has {story.score:+.2f}.</p><figure>{_written_boards(story)}</figure>",
-        ),
-        (
-            f"Who writes the logit of {answer}",
-            "<p>Direct logit attribution, final LayerNorm's scale held; the parts sum to the logit but for "
-            f"{contributions.gap:.1e}.</p>"
-            + _figure(plots.plot_bars(contributions.labels, contributions.values[:, 0])),
-        ),
-        (
-            "What restores it",
-            f"<p>The corrupted game ends in {square_to_label(int(story.pair.corrupted[-1]))}; there "
-            f"{answer} has log-probability {story.log_probs[1]:.3f}, in the clean game "
-            f"{story.log_probs[0]:.3f}. One activation of the last move comes from the clean run; 1 means "
-            "fully restored, 0 not at all.</p>"
-            + _figure(plots.plot_lines(effects, x_title="layer", y_title="restored"))
-            + _figure(
-                plots.plot_grid(
-                    heads.T,
-                    [f"head {h}" for h in range(heads.shape[1])],
-                    layers,
-                    "by head",
-                )
-            ),
-        ),
-        (f"Neurons of layer {story.neurons[0].layer} that vary most", _neuron_table(story.neurons)),
-    ]
-    body = "".join((f"<h2>{title}</h2>" if title else "") + content for title, content in sections)
+
+
+def _circuit_section(story: Story, answer: str) -> str:
+    return _section(
+        f"What carries {answer}",
+        _card(circuit_graph(story.circuit), "wide") + _neuron_table(story.carriers),
+        f"The logit of {answer} differs by {story.circuit.difference:+.2f} between the two games. From the "
+        "neurons that restore most when patched alone, each line goes to the largest part of what they read; "
+        "its number is the part's share of the difference, and below each name stands what patching it alone "
+        "restores. A chain ends at a head, which looks at earlier moves, or at the last move itself.",
+    )
+
+
+def circuit_graph(circuit: Circuit) -> plots.Svg:
+    """The chains as a drawing, what starts them on the left and the move on the right."""
+    answer = token_to_label(circuit.token)
+    nodes, edges, last = {}, {}, 0
+    for chain in circuit.chains:
+        names = [str(step.writer) for step in chain.steps] + [answer]
+        for step, name, later in zip(chain.steps, names, names[1:], strict=False):
+            column = 2 * step.writer.layer + (step.writer.kind == "neuron")
+            words = "last move" if step.restored is None else f"{step.restored:.2f}"
+            nodes[name], last = (column, words), max(last, column)
+            edges[name, later] = step.share
+    nodes[answer] = (last + 1, f"{circuit.difference:+.2f}")
+    return plots.plot_graph(nodes, [(*ends, share) for ends, share in edges.items()])
+
+
+def _section(title: str, content: str, words: str = "") -> str:
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Othello-GPT: {answer}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>Why Othello-GPT thinks {answer} is legal</h1>{body}</body></html>"
+        f"<section><h2>{title}</h2>" + (f"<p>{words}</p>" if words else "") + content + "</section>"
     )
+
+
+def _card(svg: plots.Svg, kind: str = "") -> str:
+    return f'<figure class="card {kind}">{svg}</figure>'
 
 
 def _written_boards(story: Story) -> plots.Svg:
@@ -377,26 +474,53 @@ def _written_boards(story: Story) -> plots.Svg:
         boards_per_row=story.last_layer + 1,
         pieces=story.record.state[-1],
         last_move=int(story.pair.clean[-1]),
-        size=min(200, 960 // (story.last_layer + 1)),
+        size=min(200, 1040 // (story.last_layer + 1)),
     )
 
 
-def _figure(svg: plots.Svg) -> str:
-    return f"<figure>{svg}</figure>"
+_COLUMNS = (
+    "neuron",
+    "rule",
+    "F1 on other games",
+    "variance explained",
+    "what it adds to the move it writes most",
+    "reads most (cosine with the probe)",
+    "writes most (logits)",
+)
 
 
 def _neuron_table(neurons: Sequence[NeuronReading]) -> str:
     rows = []
     for reading in neurons:
-        reads = ", ".join(f"{name} ({cosine:.2f})" for name, cosine in reading.reads)
-        writes = ", ".join(f"{name} ({weight:+.2f})" for name, weight in reading.writes)
-        rows.append(f"<tr><td>L{reading.layer}N{reading.neuron}<td>{reads}<td>{writes}</tr>")
-    head = "<tr><th>neuron<th>reads most (cosine with the probe)<th>writes most (logits)</tr>"
-    return f"<table>{head}{''.join(rows)}</table>"
+        d = reading.described
+        cells = (
+            f"L{reading.layer}N{reading.neuron}",
+            str(d.rule),
+            f"{d.score.f1:.2f}",
+            f"{d.score.explained:.0%}",
+            check_in_words(d),
+            ", ".join(f"{name} ({cosine:.2f})" for name, cosine in reading.reads),
+            ", ".join(f"{name} ({weight:+.2f})" for name, weight in reading.writes),
+        )
+        named = zip(_COLUMNS, cells, strict=True)
+        rows.append("".join(f'<td data-label="{name}">{cell}</td>' for name, cell in named))
+    head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f'<div class="card"><table class="stacked"><tr>{head}</tr>{body}</table></div>'
+
+
+def check_in_words(described: Described) -> str:
+    """What the causal check found: the effect where the rule says so, against where it does not."""
+    check = described.check
+    if check is None:
+        return "too few positions to say"
+    verdict = "it acts on its rule" if check.passed else "not shown to act on it"
+    return (
+        f"{check.effect:+.2f} to {token_to_label(check.token)} when it should fire, {check.control:+.2f} "
+        f"when not: {verdict}"
+    )
 
 
 def write_page(story: Story, path: str | Path) -> None:
     """Writes the page, whole or not at all."""
-    partial = Path(f"{path}.partial")
-    partial.write_text(page(story), encoding="utf-8")
-    partial.replace(path)
+    webpage.write(page(story), path)

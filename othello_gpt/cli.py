@@ -68,30 +68,32 @@ def _report(options: argparse.Namespace) -> int:
     from othello_gpt import OthelloGPT
 
     model = OthelloGPT.from_pretrained()
-    pair = _pair(options, model)
-    story = report.tell(model, report.shipped_probes(), pair, progress=sys.stderr.isatty())
+    pair, game = _pair_and_game(options, model)
+    story = report.tell(model, report.shipped_probes(), pair, game, progress=sys.stderr.isatty())
     print(report.summary(story))
     report.write_page(story, options.out)
     print(f"\nThe same with pictures: {options.out.resolve()}")
     return 0
 
 
-def _pair(options: argparse.Namespace, model):
-    from interp.report import Pair, find_pair
+def _pair_and_game(options: argparse.Namespace, model):
+    """The pair, and the whole game that begins with its clean one."""
+    from interp.report import EXAMPLE_GAME, Pair, find_pair
     from othello_gpt import board
     from othello_gpt.games import example_pair, parse_moves
     from othello_gpt.vocab import label_to_square
 
     if options.random is not None:
-        return find_pair(model, board.random_games(1, options.random)[0, :21])
+        game = board.random_games(1, options.random)[0]
+        return find_pair(model, game[:21]), game
     if options.game is None:
-        return Pair(*example_pair())
+        return Pair(*example_pair()), parse_moves(EXAMPLE_GAME)
     clean = parse_moves(options.game)
     if options.corrupted is None:
-        return find_pair(model, clean)
+        return find_pair(model, clean), clean
     if options.answer is None:
         raise ValueError("`--corrupted` needs `--answer`: the reply whose legality differs.")
-    return Pair(clean, parse_moves(options.corrupted), label_to_square(options.answer))
+    return Pair(clean, parse_moves(options.corrupted), label_to_square(options.answer)), clean
 
 
 def _verify(options: argparse.Namespace) -> int:

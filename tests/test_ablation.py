@@ -51,13 +51,15 @@ def test_a_neuron_that_writes_a_move_where_its_rule_holds_passes():
     for check in own.values():
         assert check.passed
         assert check.control == pytest.approx(0, abs=1e-5)
-        assert check.effect > 0
-    assert not any(check.passed for check in other.values() if check.effect < own[0].effect / 2)
+        assert check.effect * check.weight > 0
+    assert not any(check.passed for check in other.values())
 
 
-def test_a_check_needs_both_a_difference_and_a_silent_control():
-    """A strong effect everywhere says nothing for the rule; nor does a weak one."""
-    assert CausalCheck(3, effect=1.0, control=0.1, t=3.0, pairs=20).passed
-    assert not CausalCheck(3, effect=1.0, control=-0.3, t=9.0, pairs=20).passed
-    assert not CausalCheck(3, effect=1.0, control=0.0, t=2.9, pairs=20).passed
-    assert not CausalCheck(3, effect=-1.0, control=0.0, t=-9.0, pairs=20).passed
+def test_a_check_needs_a_difference_the_weight_s_sign_and_a_silent_control():
+    """A strong effect everywhere says nothing for the rule; nor does a weak one, or one the other way."""
+    good = CausalCheck(3, weight=0.2, effect=1.0, control=0.1, t=3.0, pairs=20)
+    assert good.passed
+    assert good._replace(weight=-0.2, effect=-1.0, t=-3.0).passed
+    assert not good._replace(weight=-0.2).passed
+    assert not good._replace(control=-0.3, t=9.0).passed
+    assert not good._replace(t=2.9).passed

@@ -1,8 +1,6 @@
 """The report and the command line: figures equal what the calls give, the page is self-contained."""
 
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
@@ -67,14 +65,14 @@ def test_what_layers_write_is_what_the_exercise_calls_give(story):
 
 
 def test_the_page_is_one_file_that_asks_for_nothing(story, tmp_path):
-    """Well-formed, no scripts, no addresses but SVG's namespace, under 2 MB, the same figures."""
+    """Well-formed, no addresses but SVG's namespace, under 2 MB, the same figures."""
     report.write_page(story, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     parser = HTMLParser()
     parser.feed(page)
 
     assert len(page) < 2_000_000
-    assert "<script" not in page
+    assert not re.search(r"<(script|img|link|iframe)[^>]*(src|href)=\"(?!data:)", page)
     assert set(re.findall(r"https?://[^\"'< ]+", page)) == {"http://www.w3.org/2000/svg"}
     assert f"mlp_out, 5: {story.effects['mlp_out'][5]:.4f}" in page
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
@@ -150,29 +148,3 @@ def test_the_published_figures_fail_on_another_model_of_that_size():
         "L5N1393 to logits",
     ]
     assert not any(check.passed for check in checks)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium installed")
-def test_the_page_opens_in_a_browser(story, tmp_path):
-    """Headless Chromium draws it: a blank page would be a few kilobytes of PNG."""
-    report.write_page(story, tmp_path / "report.html")
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-background-networking "
-        "--disable-component-update --disable-sync --no-first-run --disable-default-apps "
-        "--disable-dev-shm-usage --hide-scrollbars --window-size=1280,2400"
-    )
-    subprocess.run(
-        [
-            "chromium",
-            *flags.split(),
-            f"--user-data-dir={tmp_path / 'profile'}",
-            f"--screenshot={tmp_path / 'page.png'}",
-            (tmp_path / "report.html").as_uri(),
-        ],
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
-
-    assert (tmp_path / "page.png").stat().st_size > 60_000
