@@ -1,4 +1,4 @@
-"""The command `othello-gpt`: `report`, `verify`, `convert`, `info`. Heavy imports wait until a command needs them."""
+"""The command `othello-gpt`: report, atlas, verify, convert, info. Heavy imports wait until a command needs them."""
 
 import argparse
 import sys
@@ -34,6 +34,17 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--random", type=int, metavar="SEED", help="a random game, 21 moves long")
     report.add_argument("--out", type=Path, default=Path("othello-report.html"), help="the page")
     report.set_defaults(run=_report)
+
+    atlas = commands.add_parser("atlas", help="all neurons with their rules, as one page")
+    atlas.add_argument(
+        "--layer", type=int, action="append", help="this layer only; may be repeated"
+    )
+    atlas.add_argument("--games", type=int, default=200, help="random games to find rules on")
+    atlas.add_argument("--out", type=Path, default=Path("othello-atlas.html"), help="the page")
+    atlas.add_argument(
+        "--table", type=Path, help="also keep weights and statistics, as safetensors"
+    )
+    atlas.set_defaults(run=_atlas)
 
     verify = commands.add_parser(
         "verify", help="checks a checkpoint: layout, hash, folding, loss, legality"
@@ -94,6 +105,27 @@ def _pair_and_game(options: argparse.Namespace, model):
     if options.answer is None:
         raise ValueError("`--corrupted` needs `--answer`: the reply whose legality differs.")
     return Pair(clean, parse_moves(options.corrupted), label_to_square(options.answer)), clean
+
+
+def _atlas(options: argparse.Namespace) -> int:
+    from interp.atlas import AtlasGames, make_atlas
+    from interp.atlas_page import write_page
+    from interp.probes import LinearProbe
+    from othello_gpt import OthelloGPT
+
+    model, games = OthelloGPT.from_pretrained(), AtlasGames.random(options.games)
+    if bad := [layer for layer in options.layer or () if not 0 <= layer < model.cfg.n_layers]:
+        raise ValueError(f"`--layer` is {bad[0]}: layers are 0 to {model.cfg.n_layers - 1}.")
+    probe = LinearProbe.from_pretrained(layer=4)  # the packaged probes' best layer
+    atlas = make_atlas(model, probe, games, options.layer, progress=sys.stderr.isatty())
+    write_page(atlas, options.out)
+    if options.table is not None:
+        atlas.table.save(options.table)
+    high = sum(described.score.f1 > 0.8 for described in atlas.described)
+    print(
+        f"{len(atlas.described)} neurons, {high} with a rule of F1 above 0.8: {options.out.resolve()}"
+    )
+    return 0
 
 
 def _verify(options: argparse.Namespace) -> int:

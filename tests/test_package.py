@@ -39,6 +39,7 @@ ORDER = [
     "interp.ablation",
     "interp.intervene",
     "interp.atlas",
+    "interp.atlas_page",
     "interp.patching",
     "interp.circuits",
     "interp.playback",
