@@ -110,7 +110,7 @@ def causal_checks(
     weights = weights - weights.mean(1, keepdim=True)
     checks = {}
     for neuron, rule in rules.items():
-        rows = _matched(rule.holds(positions) ^ rule.silent, positions, max_pairs, rng)
+        rows = _matched(rule.fires(positions), positions, max_pairs, rng)
         if rows.shape[1] < 4:
             continue
         move = int(weights[neuron].abs().argmax())

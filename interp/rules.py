@@ -61,6 +61,10 @@ class Rule(NamedTuple):
             every &= condition.holds(positions)
         return every
 
+    def fires(self, positions: Positions) -> Bool[ndarray, " position"]:
+        """At which positions the rule says that the neuron fires: where it holds, or with `silent`, where not."""
+        return self.holds(positions) ^ self.silent
+
 
 class RuleScore(NamedTuple):
     """How well a rule describes a neuron at some positions, and what it leaves unexplained."""

@@ -118,3 +118,12 @@ def test_rules_are_told_in_words():
     assert len(vocabulary()) == 5 * 64 - 3 * 4 + 960
     with pytest.raises(ValueError, match="states are blank, occupied, theirs, mine, played"):
         Condition(16, "black").holds(positions_of(HELD_OUT[:1]))
+
+
+def test_a_silent_rule_foretells_firing_where_it_does_not_hold():
+    """Both readings of a rule, at every position one of them."""
+    positions = positions_of(HELD_OUT[:5])
+    rule = Rule((Condition(16, "blank"),))
+
+    assert np.array_equal(rule.fires(positions), rule.holds(positions))
+    assert np.array_equal(rule._replace(silent=True).fires(positions), ~rule.holds(positions))
