@@ -57,6 +57,14 @@ class Spectrum(NamedTuple):
         seen = joint > 0
         return float((joint[seen] * np.log(joint[seen] / independent[seen])).sum())
 
+    def percent(self, edges: Float[ndarray, " edge"]) -> Float[ndarray, "truth=2 bin"]:
+        """The percent of false and of true positions between neighbouring edges, for a picture."""
+        finite = np.isfinite(self.values)
+        within = [
+            np.histogram(self.values[finite], edges, weights=row[finite])[0] for row in self.counts
+        ]
+        return 100 * np.stack(within) / np.maximum(self.counts.sum(1, keepdims=True), 1)
+
     def merged(self, other: "Spectrum") -> "Spectrum":
         """The spectrum of both sets of positions together."""
         return Spectrum(self.counts + other.counts, self.values)

@@ -49,6 +49,19 @@ def test_figures_are_those_of_counting_by_hand(sample, threshold):
     assert found.mutual_information(threshold) == pytest.approx(-entropy, abs=1e-12)
 
 
+@given(labelled())
+def test_a_picture_s_percents_are_a_histogram_of_each_class(sample):
+    """As numpy counts the activations themselves; a class that is empty has none."""
+    values, truth = sample
+    edges = np.linspace(-101, 101, 8)
+    found = spectrum_of(values, truth).percent(edges)
+
+    for row, flag in zip(found, (False, True), strict=True):
+        chosen = values[truth == flag]
+        expected = 100 * np.histogram(chosen, edges)[0] / max(len(chosen), 1)
+        assert row == pytest.approx(expected)
+
+
 @given(labelled(), labelled())
 def test_spectra_of_parts_merge_into_that_of_the_whole(one, other):
     """So streaming is exact, and its size does not grow."""
