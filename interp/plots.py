@@ -254,8 +254,8 @@ def plot_graph(
 def _joined(start: tuple[int, int], end: tuple[int, int], width: int, step: int):
     """A line from box to box, below any box between them, and where its number goes."""
     (x1, y1), (x2, y2) = (start[0] + width, start[1] + 20), (end[0], end[1] + 20)
-    if x2 - x1 < step or y1 != y2:
-        return [(x1, y1), (x2, y2)], ((x1 + x2) / 2, (y1 + y2) / 2 - 8)
+    if x2 - x1 < step or y1 != y2:  # the number stands nearer the start, where fewer lines meet
+        return [(x1, y1), (x2, y2)], ((2 * x1 + x2) / 3, (2 * y1 + y2) / 3 - 8)
     below = y1 + 36
     return [(x1, y1), (x1 + 24, below), (x2 - 24, below), (x2, y2)], ((x1 + x2) / 2, below - 6)
 

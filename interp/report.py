@@ -448,7 +448,7 @@ def circuit_graph(circuit: Circuit) -> plots.Svg:
         names = [str(step.writer) for step in chain.steps] + [answer]
         for step, name, later in zip(chain.steps, names, names[1:], strict=False):
             column = 2 * step.writer.layer + (step.writer.kind == "neuron")
-            words = "last move" if step.restored is None else f"{step.restored:.2f}"
+            words = "last move" if step.restored is None else f"{step.restored:z.2f}"
             nodes[name], last = (column, words), max(last, column)
             edges[name, later] = step.share
     nodes[answer] = (last + 1, f"{circuit.difference:+.2f}")
@@ -516,7 +516,7 @@ def check_in_words(described: Described) -> str:
         return "too few positions to say"
     verdict = "it acts on its rule" if check.passed else "not shown to act on it"
     return (
-        f"{check.effect:+.2f} to {token_to_label(check.token)} when it should fire, {check.control:+.2f} "
+        f"{check.effect:+z.2f} to {token_to_label(check.token)} when it should fire, {check.control:+z.2f} "
         f"when not: {verdict}"
     )
 
