@@ -108,22 +108,27 @@ def _pair_and_game(options: argparse.Namespace, model):
 
 
 def _atlas(options: argparse.Namespace) -> int:
+    import torch
+
     from interp.atlas import AtlasGames, make_atlas
     from interp.atlas_page import write_page
-    from interp.probes import LinearProbe
+    from interp.probes import probe_accuracy
+    from interp.report import shipped_probes
     from othello_gpt import OthelloGPT
 
     model, games = OthelloGPT.from_pretrained(), AtlasGames.random(options.games)
     if bad := [layer for layer in options.layer or () if not 0 <= layer < model.cfg.n_layers]:
         raise ValueError(f"`--layer` is {bad[0]}: layers are 0 to {model.cfg.n_layers - 1}.")
-    probe = LinearProbe.from_pretrained(layer=4)  # the packaged probes' best layer
-    atlas = make_atlas(model, probe, games, options.layer, progress=sys.stderr.isatty())
+    probes = shipped_probes()
+    accuracy = probe_accuracy(model, probes, torch.from_numpy(games.held_out[:50]))
+    best = probes[int(accuracy.by_layer.argmax())]
+    atlas = make_atlas(model, best, games, options.layer, progress=sys.stderr.isatty())
     write_page(atlas, options.out)
     if options.table is not None:
         atlas.table.save(options.table)
     high = sum(described.score.f1 > 0.8 for described in atlas.described)
     print(
-        f"{len(atlas.described)} neurons, {high} with a rule of F1 above 0.8: {options.out.resolve()}"
+        f"{len(atlas.described)} neurons, {high} with a rule above F1 0.8: {options.out.resolve()}"
     )
     return 0
 
