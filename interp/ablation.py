@@ -44,6 +44,7 @@ def ablated_logits(
         cache: from `replay_cache`.
         neuron: of `layer`, one a row.
     """
+    neuron, game, pos = (index.to(model.device) for index in (neuron, game, pos))
     change = value - cache["post", layer][game, pos, neuron]
     resid = cache["resid_post", layer][game, pos]
     resid = resid + change[:, None] * model.blocks[layer].mlp.W_out[neuron]
@@ -63,12 +64,12 @@ def _attend(
     pos: Int[Tensor, " row"],
 ) -> Float[Tensor, "row head d_head"]:
     """z of each row, which sees its game's earlier positions as they were, and itself as it is."""
-    rows = torch.arange(len(x))
+    rows = torch.arange(len(x), device=x.device)
     k, v = past[0].clone(), past[1].clone()
     k[rows, pos] = into_heads(x, attn.W_K, attn.b_K)
     v[rows, pos] = into_heads(x, attn.W_V, attn.b_V)
     scores = torch.einsum("rhd,rkhd->rhk", into_heads(x, attn.W_Q, attn.b_Q), k)
-    later = torch.arange(k.shape[1]) > pos[:, None, None]  # [row, 1, key_pos]
+    later = torch.arange(k.shape[1], device=x.device) > pos[:, None, None]  # [row, 1, key_pos]
     pattern = (scores / k.shape[-1] ** 0.5).masked_fill(later, -torch.inf).softmax(-1)
     return torch.einsum("rhk,rkhd->rhd", pattern, v)
 
@@ -78,7 +79,7 @@ class CausalCheck(NamedTuple):
     positions of the same plies where the rule says that it does not."""
 
     token: int  # the move whose logit the output weights change most
-    weight: float  # how they change it, in logits for one unit of activation
+    weight: float  # how they change it, in logits for one unit of activation, less the moves' mean
     effect: float  # logits that are gone when the neuron is silenced where it should fire
     control: float  # the same where it should not
     t: float  # their difference over its standard error
@@ -105,18 +106,19 @@ def causal_checks(
     offers fewer than four matched pairs are left out.
     """
     logits, cache = replay_cache(model, squares)
-    positions, rng = positions_of(squares), np.random.default_rng(seed)
+    positions = positions_of(squares)
     weights = model.W_out[layer].detach() @ model.W_U[:, 1:].detach()  # [neuron, move]
     weights = weights - weights.mean(1, keepdim=True)
     checks = {}
     for neuron, rule in rules.items():
+        rng = np.random.default_rng((seed, layer, neuron))  # whoever else is checked
         rows = _matched(rule.fires(positions), positions, max_pairs, rng)
         if rows.shape[1] < 4:
             continue
         move = int(weights[neuron].abs().argmax())
         game, pos = (torch.from_numpy(places[rows.ravel()]) for places in positions[:2])
         ablated = ablated_logits(model, cache, layer, torch.full_like(pos, neuron), game, pos)
-        lost = (logits[game, pos] - ablated)[:, 1:]
+        lost = (logits[game.to(model.device), pos.to(model.device)] - ablated)[:, 1:]
         lost = (lost[:, move] - lost.mean(1)).double().unflatten(0, (2, -1))
         checks[neuron] = _compared(move + 1, weights[neuron, move].item(), lost)
     return checks

@@ -46,8 +46,8 @@ def test_games_for_finding_scoring_and_checking_are_others():
     assert len(moves) == 28
 
 
-def test_neurons_are_described_by_the_calls_that_it_is_made_of():
-    """Rule, score and check of a drawn neuron, found again by hand."""
+def test_neurons_are_described_by_the_calls_that_it_is_made_of(atlas):
+    """Rule, score and check of a drawn neuron, found again by hand, alone as among all others."""
     n = int(np.random.default_rng().integers(SMALL.d_mlp))
     described = describe_neurons(MODEL, 1, GAMES, [n])[0]
     (positions, post), (held_out, later) = (
@@ -55,6 +55,7 @@ def test_neurons_are_described_by_the_calls_that_it_is_made_of():
     )
     rule = find_rules(positions, post[0, :, [n]].numpy())[0]
 
+    assert described == atlas.described[SMALL.d_mlp + n]
     assert described.rule == rule
     assert described.score == score_rule(rule, held_out, later[0, :, n].numpy())
     assert described.check == causal_checks(MODEL, GAMES.checked, 1, {n: rule}).get(n)
