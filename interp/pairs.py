@@ -64,21 +64,33 @@ def find_pairs(
     return kept
 
 
-def find_pair(model: OthelloGPT, clean: Int[ndarray, " ply"]) -> Pair:
+def find_pair(
+    model: OthelloGPT,
+    clean: Int[ndarray, " ply"],
+    corrupted: Int[ndarray, " ply"] | None = None,
+) -> Pair:
     """The other last move, and the reply, for which the model's belief differs most.
 
     Among the moves legal in place of the last one, and the replies legal after the given move only, the
     pair whose log-probability the model lowers most.
 
+    Args:
+        corrupted: the game with the other last move, if that is settled and only the reply is sought.
+
     Raises:
-        ValueError: no other last move changes which replies are legal.
+        ValueError: no other last move, or not this one, takes a reply away.
     """
     if len(clean) < 2:
         raise ValueError("a pair needs games of at least two moves.")
     game = np.asarray(clean)[None]
     found = find_pairs(model, game, (len(clean),), max_changes=None, per_game=64**2)
+    if corrupted is not None:
+        found = [each for each in found if np.array_equal(each.pair.corrupted, corrupted)]
     if not found:
-        raise ValueError("no other last move changes which replies are legal: give a longer game.")
+        raise ValueError(
+            f"{'no other' if corrupted is None else 'the other'} last move takes a reply away: "
+            f"{'give a longer game' if corrupted is None else 'choose another one'}."
+        )
     return max(found, key=lambda ranked: ranked.drop).pair
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "plot_bars",
     "plot_board",
     "plot_board_values",
+    "plot_graph",
     "plot_grid",
     "plot_lines",
     "plot_spectrum",
@@ -211,6 +212,52 @@ def plot_lines(
     right = axes.left + axes.width + 34 + svg.text_width(lines)
     bottom = axes.top + max(axes.height, 18 * len(lines)) + 48
     return _titled(right, bottom, title, parts, ", ".join(lines))
+
+
+def plot_graph(
+    nodes: Mapping[str, tuple[int, str]],
+    edges: Sequence[tuple[str, str, float]],
+    title: str = "",
+) -> Svg:
+    """Boxes in columns, joined from left to right by lines as strong as their shares; for instance a circuit.
+
+    Args:
+        nodes: name to its column (any integers, closed up in order) and a second line of words.
+        edges: (from, to, share), where 1 is a whole.
+
+    Raises:
+        ValueError: no nodes, or an edge whose end is no node.
+    """
+    if not nodes:
+        raise ValueError("`nodes` is empty: give at least one box.")
+    if unknown := [end for edge in edges for end in edge[:2] if end not in nodes]:
+        raise ValueError(f"an edge joins '{unknown[0]}', but nodes are {', '.join(nodes)}.")
+    columns = sorted({column for column, _ in nodes.values()})
+    width = 24 + svg.text_width([*nodes, *(words for _, words in nodes.values())])
+    step, taken, places = width + 52, dict.fromkeys(columns, 0), {}
+    for name, (column, _) in nodes.items():
+        places[name] = 10 + step * columns.index(column), 36 + 84 * taken[column]
+        taken[column] += 1
+    parts = []
+    for start, end, share in edges:
+        line, (x, y) = _joined(places[start], places[end], width, step)
+        parts.append(svg.polyline(line, _SIGNS[-1 if share < 0 else 1], 1 + 7 * min(abs(share), 1)))
+        parts.append(svg.text(x, y, f"{share:.0%}", size=11))
+    for name, (x, y) in places.items():
+        parts.append(svg.rect(x, y, width, 40, "var(--paper, #fff)", name, svg.LINE))
+        parts.append(svg.text(x + width / 2, y + 17, name))
+        parts.append(svg.text(x + width / 2, y + 33, nodes[name][1], size=11))
+    right, bottom = step * len(columns) - 32, 44 + 84 * max(taken.values())
+    return _titled(right, bottom, title, parts, "graph")
+
+
+def _joined(start: tuple[int, int], end: tuple[int, int], width: int, step: int):
+    """A line from box to box, below any box between them, and where its number goes."""
+    (x1, y1), (x2, y2) = (start[0] + width, start[1] + 20), (end[0], end[1] + 20)
+    if x2 - x1 < step or y1 != y2:  # the number stands nearer the start, where fewer lines meet
+        return [(x1, y1), (x2, y2)], ((2 * x1 + x2) / 3, (2 * y1 + y2) / 3 - 8)
+    below = y1 + 36
+    return [(x1, y1), (x1 + 24, below), (x2 - 24, below), (x2, y2)], ((x1 + x2) / 2, below - 6)
 
 
 def plot_spectrum(activations: Values, labels: Values, title: str = ""):

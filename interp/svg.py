@@ -82,9 +82,9 @@ def _pointed_at(words: str) -> str:
     return f"><title>{escape(words)}</title>" if words else 'pointer-events="none">'
 
 
-def polyline(points: Iterable[tuple[float, float]], stroke: str) -> str:
+def polyline(points: Iterable[tuple[float, float]], stroke: str, width: float = 2) -> str:
     places = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return f'<polyline points="{places}" fill="none" stroke="{stroke}" stroke-width="2"/>'
+    return f'<polyline points="{places}" fill="none" stroke="{stroke}" stroke-width="{width:g}"/>'
 
 
 def line(x1: float, y1: float, x2: float, y2: float, opacity: float = 1.0) -> str:

@@ -41,6 +41,17 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, default=Path("othello-report.html"), help="the page")
     report.set_defaults(run=_report)
 
+    atlas = commands.add_parser("atlas", help="all neurons with their rules, as one page")
+    atlas.add_argument(
+        "--layer", type=int, action="append", help="this layer only; may be repeated"
+    )
+    atlas.add_argument("--games", type=int, default=200, help="random games to find rules on")
+    atlas.add_argument("--out", type=Path, default=Path("othello-atlas.html"), help="the page")
+    atlas.add_argument(
+        "--table", type=Path, help="also keep weights and statistics, as safetensors"
+    )
+    atlas.set_defaults(run=_atlas)
+
     verify = commands.add_parser(
         "verify", help="checks a checkpoint: layout, hash, folding, loss, legality"
     )
@@ -223,40 +234,69 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from interp import report
+    from interp import story
+    from interp.report import write_page
     from othello_gpt import OthelloGPT
 
     model = OthelloGPT.from_pretrained()
-    pair = _pair(options, model)
-    story = report.tell(
+    pair, game = _pair_and_game(options, model)
+    told = story.tell(
         model,
-        report.shipped_probes(),
+        story.shipped_probes(),
         pair,
+        game,
         n_pairs=options.pairs,
         progress=sys.stderr.isatty(),
     )
-    print(report.summary(story))
-    report.write_page(story, options.out)
+    print(story.summary(told))
+    write_page(told, options.out)
     print(f"\nThe same with pictures: {options.out.resolve()}")
     return 0
 
 
-def _pair(options: argparse.Namespace, model):
-    from interp.pairs import Pair, find_pair
+def _pair_and_game(options: argparse.Namespace, model):
+    """The pair, and the whole game that begins with its clean one."""
+    from interp.pairs import find_pair
     from othello_gpt import board
-    from othello_gpt.games import example_pair, parse_moves
+    from othello_gpt.games import Pair, example_game, example_pair, parse_moves
     from othello_gpt.vocab import label_to_square
 
     if options.random is not None:
-        return find_pair(model, board.random_games(1, options.random)[0, :21])
+        game = board.random_games(1, options.random)[0]
+        return find_pair(model, game[:21]), game
     if options.game is None:
-        return Pair(*example_pair())
+        return example_pair(), example_game()
     clean = parse_moves(options.game)
-    if options.corrupted is None:
-        return find_pair(model, clean)
-    if options.answer is None:
-        raise ValueError("`--corrupted` needs `--answer`: the reply whose legality differs.")
-    return Pair(clean, parse_moves(options.corrupted), label_to_square(options.answer))
+    corrupted = None if options.corrupted is None else parse_moves(options.corrupted)
+    if corrupted is None or options.answer is None:
+        return find_pair(model, clean, corrupted), clean
+    return Pair(clean, corrupted, label_to_square(options.answer)), clean
+
+
+def _atlas(options: argparse.Namespace) -> int:
+    import torch
+
+    from interp.atlas import AtlasGames, make_atlas
+    from interp.atlas_page import write_page
+    from interp.probes import probe_accuracy
+    from interp.story import shipped_probes
+    from othello_gpt import OthelloGPT
+
+    model, games = OthelloGPT.from_pretrained(), AtlasGames.random(options.games)
+    if bad := [layer for layer in options.layer or () if not 0 <= layer < model.cfg.n_layers]:
+        raise ValueError(f"`--layer` is {bad[0]}: layers are 0 to {model.cfg.n_layers - 1}.")
+    probes = shipped_probes()
+    accuracy = probe_accuracy(model, probes, torch.from_numpy(games.held_out[:50]))
+    best = probes[int(accuracy.by_layer.argmax())]
+    atlas = make_atlas(model, best, games, options.layer, progress=sys.stderr.isatty())
+    write_page(atlas, options.out)
+    if options.table is not None:
+        atlas.table.save(options.table)
+    high = sum(described.score.f1 > 0.8 for described in atlas.described)
+    print(
+        f"{len(atlas.described)} neurons, {high} with a rule above F1 0.8: {options.out.resolve()}"
+    )
+    return 0
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -56,15 +56,26 @@ def parse_moves(text: str, notation: str = "label") -> Int8[ndarray, " ply"]:
     return np.array([NOTATIONS[notation](word) for word in words], dtype=np.int8)
 
 
-def example_pair() -> Pair:
-    """Game 4 of the exercise page up to its 21st move, E0, and the same game with C0 in its place.
-
-    White can answer F0 after the first only.
+def example_game() -> Int8[ndarray, " ply"]:
+    """Game 4 of the exercise page: 59 moves.
 
     Source: N. Nanda, Othello_GPT_Circuits notebook; ARENA 1.5.3, section 2.
     """
-    moves = "C3 C4 C5 E2 F2 C2 D2 E1 F5 B6 C6 B5 C1 B0 B4 E5 F6 B2 F4 B3"
-    clean, corrupted = (parse_moves(f"{moves} {last}") for last in ("E0", "C0"))
+    return parse_moves(
+        "C3 C4 C5 E2 F2 C2 D2 E1 F5 B6 C6 B5 C1 B0 B4 E5 F6 B2 F4 B3 E0 G2 A2 D6 F1 G3 F3 D0 A6 G1 "
+        "A1 D5 D1 F7 H0 A4 E6 C0 G6 H7 A5 F0 G0 B1 H3 E7 A3 G4 A0 H4 H5 D7 G5 A7 H2 G7 C7 B7 H6"
+    )
+
+
+def example_pair() -> Pair:
+    """The example game up to its 21st move, E0, and the same with C0 in its place.
+
+    White can answer F0 after the first only.
+
+    Source: as `example_game`.
+    """
+    clean = example_game()[:21]
+    corrupted = np.array([*clean[:-1], label_to_square("C0")], dtype=np.int8)
     return Pair(clean, corrupted, label_to_square("F0"))
 
 

@@ -39,6 +39,17 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.fixture(scope="session")
+def story():
+    """The example pair's story over few games, which takes seconds to tell."""
+    from interp.story import shipped_probes, tell
+    from othello_gpt import OthelloGPT
+    from othello_gpt.games import example_game, example_pair
+
+    model, probes = OthelloGPT.from_pretrained(), shipped_probes()
+    return tell(model, probes, example_pair(), example_game(), n_games=20, n_pairs=12)
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

@@ -1,20 +1,27 @@
 """Neurons in the probe basis, rankings, and spans."""
 
+import numpy as np
 import pytest
 import torch
 from model_strategies import random_model
+from safetensors.torch import save_file
 
 from interp.neurons import (
+    STATISTICS,
+    NeuronTable,
     input_weights,
     kurtosis,
     logit_weights,
+    neuron_table,
     output_weights,
     probe_basis,
     span_fraction,
     top_neurons,
 )
+from interp.positions import positions_of
 from interp.probes import LinearProbe
-from othello_gpt import ActivationCache, GPTConfig
+from othello_gpt import ActivationCache, GPTConfig, board
+from othello_gpt.games import games_to_tokens
 
 SMALL = GPTConfig(n_layers=2, d_model=160, n_heads=2, d_head=4, d_mlp=16)
 
@@ -102,3 +109,87 @@ def test_top_neurons_vary_most_and_dead_ones_come_last():
     assert top_neurons(cache, 0, k=1, pos=slice(None)).tolist() == [0]
     with pytest.raises(ValueError, match="must be 'std' or 'kurtosis'"):
         top_neurons(cache, 0, statistic="range")
+
+
+@pytest.fixture(scope="module")
+def small_table():
+    """A random model's table, with all that it was made of."""
+    model, probe = random_model(SMALL), random_probe()
+    squares = board.random_games(12, seed=8)
+    _, cache = model.run_with_cache(games_to_tokens(squares))
+    return neuron_table(model, probe, cache, squares), model, probe, cache, squares
+
+
+def test_the_table_holds_what_the_single_calls_give(small_table):
+    """Cosines, logits, spans and kurtosis of drawn neurons, each from its own function."""
+    table, model, probe, cache, squares = small_table
+    positions = positions_of(squares)
+    directions = probe.normalised()
+    for layer, neuron in [(0, 3), (1, 15)]:
+        for kind in (0, 1):
+            reads = input_weights(model, layer, directions[kind])[neuron]
+            assert torch.allclose(table.reads[layer, neuron, kind], reads)
+            writes = output_weights(model, layer, directions[kind])[neuron]
+            assert torch.allclose(table.writes[layer, neuron, kind], writes)
+        assert torch.allclose(table.logits[layer, neuron], logit_weights(model, layer, neuron))
+        post = cache["post", layer][positions.game, positions.ply][:, neuron]
+        expected = {
+            "std": post.std(),
+            "kurtosis": kurtosis(post),
+            "read_probe_span": span_fraction(model.W_in[layer, :, neuron], probe_basis(probe)),
+            "write_probe_span_arena": span_fraction(
+                model.W_out[layer, neuron], probe_basis(probe, "arena")
+            ),
+            "in_out_cosine": torch.cosine_similarity(
+                model.W_in[layer, :, neuron], model.W_out[layer, neuron], dim=0
+            ),
+        }
+        for name, value in expected.items():
+            assert table.statistics[name][layer, neuron].item() == pytest.approx(value.item()), name
+    assert table.baselines["probe_span"] == 124 / 160
+
+
+def test_selectivity_is_the_best_correlation_with_a_square(small_table):
+    """Against numpy's correlation, one condition at a time."""
+    table, _, _, cache, squares = small_table
+    positions = positions_of(squares)
+    post = cache["post", 1][positions.game, positions.ply][:, 4].detach().numpy()
+    conditions = [positions.classes[:, s] == state for s in range(64) for state in range(3)]
+    conditions += [positions.played == s for s in range(64)]
+    best = max(abs(np.corrcoef(post, c)[0, 1]) for c in conditions if 0 < c.sum() < len(c))
+
+    assert table.statistics["selectivity"][1, 4].item() == pytest.approx(best, abs=1e-6)
+
+
+def test_a_ranking_names_its_statistic_and_is_in_order(small_table):
+    """Of all layers or of one; unknown statistics are refused with those that exist."""
+    table = small_table[0]
+    everywhere, inside = table.rank("std", k=32), table.rank("std", k=3, layer=1)
+
+    assert everywhere.statistic == "std"
+    assert list(everywhere.values) == sorted(everywhere.values, reverse=True)
+    assert len(set(everywhere.neurons)) == 32
+    assert all(
+        table.statistics["std"][place].item() == value
+        for place, value in zip(everywhere.neurons, everywhere.values, strict=True)
+    )
+    assert inside.neurons == tuple(place for place in everywhere.neurons if place[0] == 1)[:3]
+    with pytest.raises(ValueError, match="no statistic 'size'; there are std, kurtosis"):
+        table.rank("size")
+
+
+def test_a_table_is_saved_and_loaded_as_one_file(small_table, tmp_path):
+    """Every tensor and baseline returns; another file is refused."""
+    table = small_table[0]
+    table.save(tmp_path / "neurons.safetensors")
+    returned = NeuronTable.load(tmp_path / "neurons.safetensors")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["neurons.safetensors"]
+    for field in ("reads", "writes", "logits"):
+        assert torch.equal(getattr(returned, field), getattr(table, field))
+    assert list(returned.statistics) == list(STATISTICS)
+    assert all(torch.equal(returned.statistics[n], table.statistics[n]) for n in STATISTICS)
+    assert returned.baselines == table.baselines
+    save_file({"W": torch.ones(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="is no table of neurons"):
+        NeuronTable.load(tmp_path / "other.safetensors")

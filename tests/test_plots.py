@@ -18,6 +18,7 @@ from interp.plots import (
     plot_bars,
     plot_board,
     plot_board_values,
+    plot_graph,
     plot_grid,
     plot_lines,
     plot_spectrum,
@@ -53,10 +54,11 @@ def _one_of_each() -> dict[str, Svg]:
         "lines": plot_lines({"a": [0.0, np.nan, 2.0], "b": [1, 2, 3]}, title="t", y_title="nats"),
         "grid": plot_grid([[1.0, np.nan], [-3.0, 0.0]], ["r0", "r1"], ["c0", "c1"], "t"),
         "bars": plot_bars(["up", "down", "none"], [1.0, -2.0, np.nan], "t"),
+        "graph": plot_graph({"a": (0, "x"), "b": (4, "y")}, [("a", "b", 0.5)], "t"),
     }
 
 
-@pytest.mark.parametrize("kind", ["board", "values", "lines", "grid", "bars"])
+@pytest.mark.parametrize("kind", ["board", "values", "lines", "grid", "bars", "graph"])
 def test_a_picture_is_sound_alone_and_keeps_to_itself(kind):
     """It parses, has a role and a title, and holds no script, id, style rule or address."""
     picture = _one_of_each()[kind]
@@ -97,6 +99,7 @@ def test_any_text_of_the_user_stays_text(words):
         plot_lines({words: [1.0]}, [words], words, words, words),
         plot_grid([[1.0]], [words], [words], words),
         plot_bars([words], [1.0], words),
+        plot_graph({words: (0, words)}, [], words),
     ):
         tags = {part.tag.removeprefix(_SVG) for part in ET.fromstring(picture).iter()}
         assert tags <= {"svg", "title", "g", "rect", "circle", "text", "line", "polyline"}
@@ -284,6 +287,30 @@ def test_zero_has_the_stronger_line():
     assert plot_lines({"a": [1, 2]}).count('opacity="1"') == 0
 
 
+@given(st.dictionaries(st.text("abc", min_size=1), st.integers(-1, 3), min_size=1), st.data())
+def test_boxes_stand_in_their_columns_and_never_overlap(columns, data):
+    """Left to right as numbered, one above the other within; every edge has a line and its share."""
+    names = list(columns)
+    ends = st.tuples(st.sampled_from(names), st.sampled_from(names), st.floats(-1, 1))
+    edges = [e for e in data.draw(st.lists(ends, max_size=4)) if columns[e[0]] < columns[e[1]]]
+    picture = plot_graph({name: (column, "words") for name, column in columns.items()}, edges)
+    root = ET.fromstring(picture)
+    boxes = {}
+    for rect in root.iter(f"{_SVG}rect"):
+        x, y, width, height = (float(rect.attrib[k]) for k in ("x", "y", "width", "height"))
+        boxes[rect[0].text] = x, x + width, y, y + height
+
+    assert set(boxes) == set(names)
+    for a in names:
+        for b in names:
+            if columns[a] < columns[b]:
+                assert boxes[a][1] < boxes[b][0]
+            elif a < b and columns[a] == columns[b]:
+                assert boxes[a][3] < boxes[b][2] or boxes[b][3] < boxes[a][2]
+    assert len(list(root.iter(f"{_SVG}polyline"))) == len(edges)
+    assert all(f"{share:.0%}" in _shown(picture) for _, _, share in edges)
+
+
 def test_a_spectrum_splits_the_activations_by_label():
     """Two histograms in percent; together they hold every activation."""
     pytest.importorskip("plotly")
@@ -315,6 +342,11 @@ _BOARD = np.zeros((8, 8))
         (
             lambda: plot_board_values(_BOARD, boards_per_row=0),
             "`boards_per_row` is 0: give 1 or more",
+        ),
+        (lambda: plot_graph({}, []), "`nodes` is empty: give at least one box"),
+        (
+            lambda: plot_graph({"a": (0, "")}, [("a", "b", 1.0)]),
+            "an edge joins 'b', but nodes are a",
         ),
         (lambda: plot_board_values(_BOARD, text=["a"]), r"`text` has shape \(1,\)"),
         (

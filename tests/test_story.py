@@ -1,0 +1,63 @@
+"""The story of a pair: its figures equal what the calls give, and the text tells them."""
+
+import pytest
+import torch
+
+from interp.arena import calculate_attn_and_mlp_probe_score_contributions
+from interp.patching import patch_sweep, patching_metric
+from interp.story import shipped_probes, summary
+from othello_gpt import OthelloGPT
+from othello_gpt.games import games_to_tokens
+from othello_gpt.vocab import label_to_token, square_to_label
+
+
+def test_figures_equal_what_the_calls_give(story):
+    """Log-probabilities, sweep and attribution, computed again by hand."""
+    model, pair = OthelloGPT.from_pretrained(), story.pair
+    clean, corrupted = (games_to_tokens(game[None]) for game in pair[:2])
+    f0 = label_to_token("F0")
+    with torch.no_grad():
+        logits, other = model(clean), model(corrupted)
+    swept = patch_sweep(model, clean, corrupted, patching_metric(logits, other, f0))
+
+    assert story.log_probs[0] == pytest.approx(logits[0, -1].log_softmax(-1)[f0].item(), abs=1e-5)
+    assert story.log_probs[1] == pytest.approx(other[0, -1].log_softmax(-1)[f0].item(), abs=1e-5)
+    for site, effects in swept.items():
+        assert torch.allclose(story.effects[site], effects, atol=1e-5)
+        row = " ".join(f"{value:7.3f}" for value in effects.tolist())
+        assert f"{site:9} {row}" in summary(story)
+    assert story.contributions.values.sum().item() == pytest.approx(
+        logits[0, -1, f0].item(), abs=1e-3
+    )
+    assert "C7 D5 D6 D7 F0 F1 F3 G1 G2 G4 G5 G6 G7" in summary(story)
+
+
+def test_what_layers_write_is_what_the_exercise_calls_give(story):
+    """The boards of attention and MLPs, at the square of which the summary tells, turned by the last move."""
+    model, probes = OthelloGPT.from_pretrained(), shipped_probes()
+    probe = probes[int(story.accuracy.by_layer.argmax())]
+    _, cache = model.run_with_cache(games_to_tokens(story.pair.clean[None]))
+    expected = calculate_attn_and_mlp_probe_score_contributions(
+        cache, probe.mine, probe.layer, 0, len(story.pair.clean) - 1
+    )
+    text = summary(story)
+
+    assert story.last_layer == probe.layer
+    assert story.record.flipped[-1].flat[story.turned]
+    assert f'"mine" at {square_to_label(story.turned)}' in text
+    for part, boards in zip(("attn", "mlp"), expected, strict=True):
+        assert torch.allclose(story.written_by(part), boards, atol=1e-4)
+        assert (
+            " ".join(f"{v:7.2f}" for v in story.written_by(part).flatten(1)[:, story.turned])
+            in text
+        )
+
+
+def test_averages_are_of_the_pairs_that_they_name(story):
+    """Within their intervals, one entry a layer, and the same in the text."""
+    assert 3 <= story.n_pairs <= 12
+    for site, (mean, low, high) in story.averages.items():
+        assert mean.shape == (8,)
+        assert ((low <= mean) & (mean <= high)).all()
+        line = f"{site:9} 5: {mean[5]:6.3f} ({low[5]:.3f} to {high[5]:.3f})"
+        assert line in summary(story)
