@@ -24,7 +24,10 @@ def test_planted_rules_of_the_board_are_recovered_exactly():
     planted = planted_rules(positions, 40, seed=0)
     model = model_of_the_board(planted)
     with torch.no_grad():
-        runs = [model.run_with_cache(board_stream(p), "post0", 0)[1] for p in (positions, held_out)]
+        runs = [
+            model.run_with_cache(board_stream(p), "post0", start_at_layer=0)[1]
+            for p in (positions, held_out)
+        ]
     training, later = (run["post", 0][:, 0].numpy() for run in runs)
 
     assert find_rules(positions, training) == planted
