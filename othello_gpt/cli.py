@@ -23,7 +23,30 @@ def _parser() -> argparse.ArgumentParser:
         prog="othello-gpt", description="Othello-GPT, looked at inside."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (
+        _add_report,
+        _add_atlas,
+        _add_probe,
+        _add_intervene,
+        _add_evaluate,
+        _add_verify,
+        _add_convert,
+        _add_train,
+        _add_bench,
+        _add_info,
+    ):
+        add(commands)
+    return parser
 
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file", nargs="?", help="file, folder or hub repository; the packaged one if left out"
+    )
+    parser.add_argument("--filename", help="the file in a folder or repository")
+
+
+def _add_report(commands) -> None:
     report = commands.add_parser(
         "report", help="the circuit story of a pair of games, as text and a page"
     )
@@ -41,6 +64,48 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, default=Path("othello-report.html"), help="the page")
     report.set_defaults(run=_report)
 
+
+def _report(options: argparse.Namespace) -> int:
+    from interp import story
+    from interp.report import write_page
+    from othello_gpt import OthelloGPT
+
+    model = OthelloGPT.from_pretrained()
+    pair, game = _pair_and_game(options, model)
+    told = story.tell(
+        model,
+        story.shipped_probes(),
+        pair,
+        game,
+        n_pairs=options.pairs,
+        progress=sys.stderr.isatty(),
+    )
+    print(story.summary(told))
+    write_page(told, options.out)
+    print(f"\nThe same with pictures: {options.out.resolve()}")
+    return 0
+
+
+def _pair_and_game(options: argparse.Namespace, model):
+    """The pair, and the whole game that begins with its clean one."""
+    from interp.pairs import find_pair
+    from othello_gpt import board
+    from othello_gpt.games import Pair, example_game, example_pair, parse_moves
+    from othello_gpt.vocab import label_to_square
+
+    if options.random is not None:
+        game = board.random_games(1, options.random)[0]
+        return find_pair(model, game[:21]), game
+    if options.game is None:
+        return example_pair(), example_game()
+    clean = parse_moves(options.game)
+    corrupted = None if options.corrupted is None else parse_moves(options.corrupted)
+    if corrupted is None or options.answer is None:
+        return find_pair(model, clean, corrupted), clean
+    return Pair(clean, corrupted, label_to_square(options.answer)), clean
+
+
+def _add_atlas(commands) -> None:
     atlas = commands.add_parser("atlas", help="all neurons with their rules, as one page")
     atlas.add_argument(
         "--layer", type=int, action="append", help="this layer only; may be repeated"
@@ -52,31 +117,34 @@ def _parser() -> argparse.ArgumentParser:
     )
     atlas.set_defaults(run=_atlas)
 
-    verify = commands.add_parser(
-        "verify", help="checks a checkpoint: layout, hash, folding, loss, legality"
-    )
-    _add_checkpoint(verify)
-    verify.set_defaults(run=_verify)
 
-    convert = commands.add_parser(
-        "convert",
-        help="a checkpoint of any layout as a folder of ours, or as TransformerLens's .pth",
-    )
-    convert.add_argument("source", help="file, folder or hub repository")
-    convert.add_argument(
-        "out", type=Path, help="a folder; or a file.pth in TransformerLens's layout"
-    )
-    convert.add_argument("--filename", help="the file in a folder or repository")
-    convert.add_argument(
-        "--fold", action="store_true", help="fold LayerNorm and centre the weights"
-    )
-    convert.set_defaults(run=_convert)
+def _atlas(options: argparse.Namespace) -> int:
+    import torch
 
-    _add_train(commands.add_parser("train", help="trains a model on random games"))
-    _add_evaluate(
-        commands.add_parser("evaluate", help="how well models know the rules, ply by ply")
-    )
+    from interp.atlas import AtlasGames, make_atlas
+    from interp.atlas_page import write_page
+    from interp.probes import probe_accuracy
+    from interp.story import shipped_probes
+    from othello_gpt import OthelloGPT
 
+    model, games = OthelloGPT.from_pretrained(), AtlasGames.random(options.games)
+    if bad := [layer for layer in options.layer or () if not 0 <= layer < model.cfg.n_layers]:
+        raise ValueError(f"`--layer` is {bad[0]}: layers are 0 to {model.cfg.n_layers - 1}.")
+    probes = shipped_probes()
+    accuracy = probe_accuracy(model, probes, torch.from_numpy(games.held_out[:50]))
+    best = probes[int(accuracy.by_layer.argmax())]
+    atlas = make_atlas(model, best, games, options.layer, progress=sys.stderr.isatty())
+    write_page(atlas, options.out)
+    if options.table is not None:
+        atlas.table.save(options.table)
+    high = sum(described.score.f1 > 0.8 for described in atlas.described)
+    print(
+        f"{len(atlas.described)} neurons, {high} with a rule above F1 0.8: {options.out.resolve()}"
+    )
+    return 0
+
+
+def _add_probe(commands) -> None:
     probe = commands.add_parser(
         "probe", help="what linear probes read, layer by layer, with baselines"
     )
@@ -93,6 +161,21 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument("--hidden", type=int, help="size of a hidden layer, to add two-layer probes")
     probe.set_defaults(run=_probe)
 
+
+def _probe(options: argparse.Namespace) -> int:
+    from interp.probes import probe_table
+    from interp.targets import find_target
+    from othello_gpt import OthelloGPT
+
+    targets = [find_target(name) for name in options.targets]
+    model = OthelloGPT.from_pretrained(options.file, filename=options.filename)
+    games, held_out = _random_games(options.games, seed=1), _random_games(options.held_out, seed=2)
+    progress = sys.stderr.isatty()
+    print(probe_table(model, games, held_out, targets, hidden=options.hidden, progress=progress))
+    return 0
+
+
+def _add_intervene(commands) -> None:
     intervene = commands.add_parser("intervene", help="edits of the believed board, with controls")
     _add_checkpoint(intervene)
     intervene.add_argument("--cases", type=Path, help="published cases, intervention_benchmark.pkl")
@@ -104,18 +187,136 @@ def _parser() -> argparse.ArgumentParser:
     )
     intervene.set_defaults(run=_intervene)
 
-    bench = commands.add_parser(
-        "bench", help="hooks, caches and sweeps timed against peers (needs a checkout)"
+
+def _intervene(options: argparse.Namespace) -> int:
+    from interp.cases import natural_cases, published_cases, unnatural_cases
+    from interp.intervene import presets
+    from interp.intervention_benchmark import benchmark
+    from interp.probes import fit_probes
+    from othello_gpt import OthelloGPT
+
+    model = OthelloGPT.from_pretrained(options.file, filename=options.filename)
+    known, progress = presets(model), sys.stderr.isatty()
+    if unknown := set(options.presets or ()) - set(known):
+        raise ValueError(f"no preset is named {', '.join(unknown)}: there are {', '.join(known)}.")
+    make = unnatural_cases if options.unnatural else natural_cases
+    cases = published_cases(options.cases) if options.cases else make(options.n, seed=2)
+    probes = fit_probes(model, _random_games(options.games, seed=1), progress=progress)
+    edits = [known[name] for name in options.presets or known]
+    print(benchmark(model, probes, cases, edits, progress=progress))
+    return 0
+
+
+def _random_games(n: int, seed: int):
+    import torch
+
+    from othello_gpt import board
+
+    return torch.from_numpy(board.random_games(n, seed))
+
+
+def _add_evaluate(commands) -> None:
+    evaluate = commands.add_parser("evaluate", help="how well models know the rules, ply by ply")
+    evaluate.add_argument(
+        "models", nargs="*", help="files, folders or repositories; the packaged one if left out"
     )
-    bench.add_argument("--out", type=Path, default=Path("othello-bench.html"), help="the picture")
-    bench.set_defaults(run=_bench)
+    evaluate.add_argument("--filename", help="the file in folders or repositories")
+    evaluate.add_argument(
+        "--games", type=int, help="how many; 2000, or all of a file's, by default"
+    )
+    evaluate.add_argument("--seed", type=int, help="of the random games; 2024, kept for this")
+    evaluate.add_argument("--file", type=Path, help="games of a file in place of random ones")
+    evaluate.add_argument("--notation", choices=("label", "li", "standard"), help="of the file")
+    evaluate.add_argument("--by-ply", action="store_true", help="a line for each ply, too")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="writes all figures")
+    evaluate.set_defaults(run=_evaluate)
 
-    info = commands.add_parser("info", help="versions and places, for bug reports")
-    info.set_defaults(run=_info)
-    return parser
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from othello_gpt import OthelloGPT, evaluate
+
+    games, rows, by_ply = _games(options), {}, {}
+    for name in options.models or ["small"]:
+        model = OthelloGPT.from_pretrained(name, filename=options.filename)
+        scores = evaluate.evaluate(model, games, progress=sys.stderr.isatty())
+        rows[name], by_ply[name] = evaluate.summary(scores), evaluate.summary_by_ply(scores)
+    print(f"{len(games)} games; 95 % intervals by resampling games\n")
+    if options.by_ply:
+        for name, plies in by_ply.items():
+            print(
+                evaluate.table({str(ply): row for ply, row in plies.items()}, f"{name}, ply"), "\n"
+            )
+    print(evaluate.table(rows | evaluate.PUBLISHED))
+    if options.json:
+        import json
+
+        figures = {"models": rows, "by_ply": by_ply}
+        options.json.write_text(json.dumps(figures, indent=1, default=float) + "\n")
+    return 0
 
 
-def _add_train(train: argparse.ArgumentParser) -> None:
+def _games(options: argparse.Namespace):
+    from othello_gpt import board, evaluate, games
+
+    if options.file:
+        return games.load_games(options.file, notation=options.notation)[: options.games]
+    seed = evaluate.HELD_OUT_SEED if options.seed is None else options.seed
+    return board.random_games(options.games or 2000, seed)
+
+
+def _add_verify(commands) -> None:
+    verify = commands.add_parser(
+        "verify", help="checks a checkpoint: layout, hash, folding, loss, legality"
+    )
+    _add_checkpoint(verify)
+    verify.set_defaults(run=_verify)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from othello_gpt.verify import verify_checkpoint
+
+    report = verify_checkpoint(options.file, filename=options.filename)
+    print(report)
+    return 0 if report.ok else 1
+
+
+def _add_convert(commands) -> None:
+    convert = commands.add_parser(
+        "convert",
+        help="a checkpoint of any layout as a folder of ours, or as TransformerLens's .pth",
+    )
+    convert.add_argument("source", help="file, folder or hub repository")
+    convert.add_argument(
+        "out", type=Path, help="a folder; or a file.pth in TransformerLens's layout"
+    )
+    convert.add_argument("--filename", help="the file in a folder or repository")
+    convert.add_argument(
+        "--fold", action="store_true", help="fold LayerNorm and centre the weights"
+    )
+    convert.set_defaults(run=_convert)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    import torch
+
+    from othello_gpt import OthelloGPT
+    from othello_gpt.weights import to_transformer_lens
+
+    if options.out.exists():
+        raise ValueError(f"'{options.out}' is there already: name another place.")
+    model = OthelloGPT.from_pretrained(options.source, filename=options.filename, fold=options.fold)
+    if options.out.suffix == ".pth":
+        partial = options.out.with_name(options.out.name + ".partial")
+        torch.save(to_transformer_lens(model), partial)
+        partial.replace(options.out)
+    else:
+        model.save_pretrained(options.out)
+    print(f"{options.out.resolve()}: {model.cfg}")
+    return 0
+
+
+def _add_train(commands) -> None:
+    train = commands.add_parser("train", help="trains a model on random games")
     train.description = "Several processes: torchrun --nproc-per-node N -m othello_gpt train ..."
     train.add_argument("--preset", choices=("tiny", "small", "full"), default="small")
     train.add_argument(
@@ -178,192 +379,12 @@ def _train(options: argparse.Namespace) -> int:
     return 0 if finished else 1
 
 
-def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
-    evaluate.add_argument(
-        "models", nargs="*", help="files, folders or repositories; the packaged one if left out"
+def _add_bench(commands) -> None:
+    bench = commands.add_parser(
+        "bench", help="hooks, caches and sweeps timed against peers (needs a checkout)"
     )
-    evaluate.add_argument("--filename", help="the file in folders or repositories")
-    evaluate.add_argument(
-        "--games", type=int, help="how many; 2000, or all of a file's, by default"
-    )
-    evaluate.add_argument("--seed", type=int, help="of the random games; 2024, kept for this")
-    evaluate.add_argument("--file", type=Path, help="games of a file in place of random ones")
-    evaluate.add_argument("--notation", choices=("label", "li", "standard"), help="of the file")
-    evaluate.add_argument("--by-ply", action="store_true", help="a line for each ply, too")
-    evaluate.add_argument("--json", type=Path, metavar="FILE", help="writes all figures")
-    evaluate.set_defaults(run=_evaluate)
-
-
-def _evaluate(options: argparse.Namespace) -> int:
-    from othello_gpt import OthelloGPT, evaluate
-
-    games, rows, by_ply = _games(options), {}, {}
-    for name in options.models or ["small"]:
-        model = OthelloGPT.from_pretrained(name, filename=options.filename)
-        scores = evaluate.evaluate(model, games, progress=sys.stderr.isatty())
-        rows[name], by_ply[name] = evaluate.summary(scores), evaluate.summary_by_ply(scores)
-    print(f"{len(games)} games; 95 % intervals by resampling games\n")
-    if options.by_ply:
-        for name, plies in by_ply.items():
-            print(
-                evaluate.table({str(ply): row for ply, row in plies.items()}, f"{name}, ply"), "\n"
-            )
-    print(evaluate.table(rows | evaluate.PUBLISHED))
-    if options.json:
-        import json
-
-        figures = {"models": rows, "by_ply": by_ply}
-        options.json.write_text(json.dumps(figures, indent=1, default=float) + "\n")
-    return 0
-
-
-def _games(options: argparse.Namespace):
-    from othello_gpt import board, evaluate, games
-
-    if options.file:
-        return games.load_games(options.file, notation=options.notation)[: options.games]
-    seed = evaluate.HELD_OUT_SEED if options.seed is None else options.seed
-    return board.random_games(options.games or 2000, seed)
-
-
-def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "file", nargs="?", help="file, folder or hub repository; the packaged one if left out"
-    )
-    parser.add_argument("--filename", help="the file in a folder or repository")
-
-
-def _report(options: argparse.Namespace) -> int:
-    from interp import story
-    from interp.report import write_page
-    from othello_gpt import OthelloGPT
-
-    model = OthelloGPT.from_pretrained()
-    pair, game = _pair_and_game(options, model)
-    told = story.tell(
-        model,
-        story.shipped_probes(),
-        pair,
-        game,
-        n_pairs=options.pairs,
-        progress=sys.stderr.isatty(),
-    )
-    print(story.summary(told))
-    write_page(told, options.out)
-    print(f"\nThe same with pictures: {options.out.resolve()}")
-    return 0
-
-
-def _pair_and_game(options: argparse.Namespace, model):
-    """The pair, and the whole game that begins with its clean one."""
-    from interp.pairs import find_pair
-    from othello_gpt import board
-    from othello_gpt.games import Pair, example_game, example_pair, parse_moves
-    from othello_gpt.vocab import label_to_square
-
-    if options.random is not None:
-        game = board.random_games(1, options.random)[0]
-        return find_pair(model, game[:21]), game
-    if options.game is None:
-        return example_pair(), example_game()
-    clean = parse_moves(options.game)
-    corrupted = None if options.corrupted is None else parse_moves(options.corrupted)
-    if corrupted is None or options.answer is None:
-        return find_pair(model, clean, corrupted), clean
-    return Pair(clean, corrupted, label_to_square(options.answer)), clean
-
-
-def _atlas(options: argparse.Namespace) -> int:
-    import torch
-
-    from interp.atlas import AtlasGames, make_atlas
-    from interp.atlas_page import write_page
-    from interp.probes import probe_accuracy
-    from interp.story import shipped_probes
-    from othello_gpt import OthelloGPT
-
-    model, games = OthelloGPT.from_pretrained(), AtlasGames.random(options.games)
-    if bad := [layer for layer in options.layer or () if not 0 <= layer < model.cfg.n_layers]:
-        raise ValueError(f"`--layer` is {bad[0]}: layers are 0 to {model.cfg.n_layers - 1}.")
-    probes = shipped_probes()
-    accuracy = probe_accuracy(model, probes, torch.from_numpy(games.held_out[:50]))
-    best = probes[int(accuracy.by_layer.argmax())]
-    atlas = make_atlas(model, best, games, options.layer, progress=sys.stderr.isatty())
-    write_page(atlas, options.out)
-    if options.table is not None:
-        atlas.table.save(options.table)
-    high = sum(described.score.f1 > 0.8 for described in atlas.described)
-    print(
-        f"{len(atlas.described)} neurons, {high} with a rule above F1 0.8: {options.out.resolve()}"
-    )
-    return 0
-
-
-def _verify(options: argparse.Namespace) -> int:
-    from othello_gpt.verify import verify_checkpoint
-
-    report = verify_checkpoint(options.file, filename=options.filename)
-    print(report)
-    return 0 if report.ok else 1
-
-
-def _convert(options: argparse.Namespace) -> int:
-    import torch
-
-    from othello_gpt import OthelloGPT
-    from othello_gpt.weights import to_transformer_lens
-
-    if options.out.exists():
-        raise ValueError(f"'{options.out}' is there already: name another place.")
-    model = OthelloGPT.from_pretrained(options.source, filename=options.filename, fold=options.fold)
-    if options.out.suffix == ".pth":
-        partial = options.out.with_name(options.out.name + ".partial")
-        torch.save(to_transformer_lens(model), partial)
-        partial.replace(options.out)
-    else:
-        model.save_pretrained(options.out)
-    print(f"{options.out.resolve()}: {model.cfg}")
-    return 0
-
-
-def _probe(options: argparse.Namespace) -> int:
-    from interp.probes import probe_table
-    from interp.targets import find_target
-    from othello_gpt import OthelloGPT
-
-    targets = [find_target(name) for name in options.targets]
-    model = OthelloGPT.from_pretrained(options.file, filename=options.filename)
-    games, held_out = _random_games(options.games, seed=1), _random_games(options.held_out, seed=2)
-    progress = sys.stderr.isatty()
-    print(probe_table(model, games, held_out, targets, hidden=options.hidden, progress=progress))
-    return 0
-
-
-def _intervene(options: argparse.Namespace) -> int:
-    from interp.cases import natural_cases, published_cases, unnatural_cases
-    from interp.intervene import presets
-    from interp.intervention_benchmark import benchmark
-    from interp.probes import fit_probes
-    from othello_gpt import OthelloGPT
-
-    model = OthelloGPT.from_pretrained(options.file, filename=options.filename)
-    known, progress = presets(model), sys.stderr.isatty()
-    if unknown := set(options.presets or ()) - set(known):
-        raise ValueError(f"no preset is named {', '.join(unknown)}: there are {', '.join(known)}.")
-    make = unnatural_cases if options.unnatural else natural_cases
-    cases = published_cases(options.cases) if options.cases else make(options.n, seed=2)
-    probes = fit_probes(model, _random_games(options.games, seed=1), progress=progress)
-    edits = [known[name] for name in options.presets or known]
-    print(benchmark(model, probes, cases, edits, progress=progress))
-    return 0
-
-
-def _random_games(n: int, seed: int):
-    import torch
-
-    from othello_gpt import board
-
-    return torch.from_numpy(board.random_games(n, seed))
+    bench.add_argument("--out", type=Path, default=Path("othello-bench.html"), help="the picture")
+    bench.set_defaults(run=_bench)
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -378,6 +399,11 @@ def _bench(options: argparse.Namespace) -> int:
             "`pip install -e '.[bench]'` there, and run `othello-gpt bench` again."
         )
     return subprocess.run([sys.executable, str(script), str(options.out)], check=False).returncode
+
+
+def _add_info(commands) -> None:
+    info = commands.add_parser("info", help="versions and places, for bug reports")
+    info.set_defaults(run=_info)
 
 
 def _info(options: argparse.Namespace) -> int:
