@@ -179,7 +179,7 @@ _COLUMNS = (
 
 def _average_table(story: Story) -> str:
     rows = "".join(
-        f"<tr><td>{site}<td>{layer}<td>{mean:.3f}<td>{low:.3f} to {high:.3f}</tr>"
+        f"<tr><td>{site}<td>{layer}<td>{mean:z.3f}<td>{low:z.3f} to {high:z.3f}</tr>"
         for site, layer, mean, low, high in story.average_rows()
     )
     return f"<table><tr><th>site<th>layer<th>mean<th>interval</tr>{rows}</table>"

@@ -264,20 +264,21 @@ def summary(story: Story) -> str:
             *(
                 f"  {part:9} "
                 + " ".join(
-                    f"{value:7.2f}" for value in story.written_by(part).flatten(1)[:, story.turned]
+                    f"{value:z7.2f}" for value in story.written_by(part).flatten(1)[:, story.turned]
                 )
                 for part in ("attn", "mlp")
             ),
             "",
             f"Patching the last move's activations, clean into corrupted (1 = {answer} fully restored):",
             *(
-                f"  {site:9} " + " ".join(f"{value:7.3f}" for value in story.effects[site].tolist())
+                f"  {site:9} "
+                + " ".join(f"{value:z7.3f}" for value in story.effects[site].tolist())
                 for site in ("attn_out", "mlp_out")
             ),
             "",
             f"The same, mean over {story.n_pairs} pairs in which one reply changes (95 % interval):",
             *(
-                f"  {site:9} {layer}: {mean:6.3f} ({low:.3f} to {high:.3f})"
+                f"  {site:9} {layer}: {mean:z6.3f} ({low:z.3f} to {high:z.3f})"
                 for site, layer, mean, low, high in story.average_rows()
             ),
             "",

@@ -183,7 +183,10 @@ def _add_intervene(commands) -> None:
     intervene.add_argument("--unnatural", action="store_true", help="boards that no game reaches")
     intervene.add_argument("--presets", nargs="+", metavar="PRESET", help="all if left out")
     intervene.add_argument(
-        "--games", type=int, default=1000, help="random games to fit the probes on"
+        "--games",
+        type=int,
+        default=1000,
+        help="random games to fit the probes on; the packaged model has its own",
     )
     intervene.set_defaults(run=_intervene)
 
@@ -193,6 +196,7 @@ def _intervene(options: argparse.Namespace) -> int:
     from interp.intervene import presets
     from interp.intervention_benchmark import benchmark
     from interp.probes import fit_probes
+    from interp.story import shipped_probes
     from othello_gpt import OthelloGPT
 
     model = OthelloGPT.from_pretrained(options.file, filename=options.filename)
@@ -201,7 +205,10 @@ def _intervene(options: argparse.Namespace) -> int:
         raise ValueError(f"no preset is named {', '.join(unknown)}: there are {', '.join(known)}.")
     make = unnatural_cases if options.unnatural else natural_cases
     cases = published_cases(options.cases) if options.cases else make(options.n, seed=2)
-    probes = fit_probes(model, _random_games(options.games, seed=1), progress=progress)
+    if options.file is None:
+        probes = shipped_probes()
+    else:
+        probes = fit_probes(model, _random_games(options.games, seed=1), progress=progress)
     edits = [known[name] for name in options.presets or known]
     print(benchmark(model, probes, cases, edits, progress=progress))
     return 0

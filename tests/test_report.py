@@ -23,5 +23,5 @@ def test_the_page_is_one_file_that_asks_for_nothing(story, tmp_path):
 def test_the_page_has_the_averages(story):
     """With their intervals, to three digits."""
     for site, (mean, low, high) in story.averages.items():
-        shown = f"{mean[5]:.3f}<td>{low[5]:.3f} to {high[5]:.3f}"
+        shown = f"{mean[5].item():z.3f}<td>{low[5].item():z.3f} to {high[5].item():z.3f}"
         assert f"<tr><td>{site}<td>5<td>{shown}</tr>" in report.page(story)

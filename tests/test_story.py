@@ -24,7 +24,7 @@ def test_figures_equal_what_the_calls_give(story):
     assert story.log_probs[1] == pytest.approx(other[0, -1].log_softmax(-1)[f0].item(), abs=1e-5)
     for site, effects in swept.items():
         assert torch.allclose(story.effects[site], effects, atol=1e-5)
-        row = " ".join(f"{value:7.3f}" for value in effects.tolist())
+        row = " ".join(f"{value:z7.3f}" for value in effects.tolist())
         assert f"{site:9} {row}" in summary(story)
     assert story.contributions.values.sum().item() == pytest.approx(
         logits[0, -1, f0].item(), abs=1e-3
@@ -48,7 +48,7 @@ def test_what_layers_write_is_what_the_exercise_calls_give(story):
     for part, boards in zip(("attn", "mlp"), expected, strict=True):
         assert torch.allclose(story.written_by(part), boards, atol=1e-4)
         assert (
-            " ".join(f"{v:7.2f}" for v in story.written_by(part).flatten(1)[:, story.turned])
+            " ".join(f"{v:z7.2f}" for v in story.written_by(part).flatten(1)[:, story.turned])
             in text
         )
 
@@ -59,5 +59,5 @@ def test_averages_are_of_the_pairs_that_they_name(story):
     for site, (mean, low, high) in story.averages.items():
         assert mean.shape == (8,)
         assert ((low <= mean) & (mean <= high)).all()
-        line = f"{site:9} 5: {mean[5]:6.3f} ({low[5]:.3f} to {high[5]:.3f})"
+        line = f"{site:9} 5: {mean[5].item():z6.3f} ({low[5].item():z.3f} to {high[5].item():z.3f})"
         assert line in summary(story)
