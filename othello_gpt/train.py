@@ -380,7 +380,8 @@ def train(
     from; `log.jsonl`, a line every 20 steps; and at the end the weights, as float16, with their card.
 
     Args:
-        recipe: None goes on with the run in `folder`; then `games` and `minutes` may change its budget.
+        recipe: None goes on with the run in `folder`; then `games` and `minutes` may change its budget. On a CPU
+            with as many threads as before, the weights are bit by bit those of a run without the stop.
         workers: processes that make games; 0 makes them here.
         compile: `torch.compile` the model, which takes a minute at the start and is faster then; by default
             from d_model 256 on.
