@@ -10,19 +10,18 @@ from importlib.metadata import version
 
 import torch
 from paired import compare, report
+from peers import hooked_transformer
 
 from othello_gpt import GPTConfig
 from othello_gpt.board import random_games
 from othello_gpt.compat import HookedTransformer, patching
 from othello_gpt.games import example_pair, games_to_tokens
-from othello_gpt.weights import to_transformer_lens
 
 HELPERS = ("get_act_patch_block_every", "get_act_patch_attn_head_all_pos_every")
 
 
 def main() -> None:
     try:
-        import transformer_lens
         from transformer_lens import patching as their_patching
     except ImportError:
         sys.exit("needs the other side: pip install 'transformer_lens>=3.9,<4'")
@@ -33,7 +32,7 @@ def main() -> None:
     ours = HookedTransformer(GPTConfig())
     for parameter in ours.parameters():
         parameter += 0.02 * torch.randn_like(parameter)
-    theirs = _their_model(transformer_lens, ours)
+    theirs = hooked_transformer(ours)
 
     pairs = {"last move": example_pair()[:2], "unrelated": random_games(2, seed=0)[:, :21]}
     comparisons, gaps = [], {}
@@ -55,25 +54,6 @@ def main() -> None:
         largest_difference=gaps,
         transformer_lens=version("transformer-lens"),
     )
-
-
-def _their_model(transformer_lens, ours: HookedTransformer):
-    cfg = ours.cfg
-    theirs = transformer_lens.HookedTransformer(
-        transformer_lens.HookedTransformerConfig(
-            n_layers=cfg.n_layers,
-            d_model=cfg.d_model,
-            n_ctx=cfg.n_ctx,
-            d_head=cfg.d_head,
-            n_heads=cfg.n_heads,
-            d_mlp=cfg.d_mlp,
-            d_vocab=cfg.d_vocab,
-            act_fn="gelu",
-            normalization_type="LN",
-        )
-    )
-    theirs.load_state_dict(to_transformer_lens(ours), strict=False)
-    return theirs
 
 
 def _call(helper, model, clean: torch.Tensor, corrupted: torch.Tensor):

@@ -27,7 +27,8 @@ class Peer(NamedTuple):
     # patch(tokens, layer, is_mlp, value): the last position of one layer's output set to a value
 
 
-def transformer_lens(model: OthelloGPT) -> Peer:
+def hooked_transformer(model: OthelloGPT):
+    """TransformerLens's model with the weights of ours."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     cfg = model.cfg
@@ -49,6 +50,11 @@ def transformer_lens(model: OthelloGPT) -> Peer:
         )
     state = {k: v for k, v in to_transformer_lens(model).items() if k in theirs.state_dict()}
     theirs.load_state_dict(state, strict=False)
+    return theirs
+
+
+def transformer_lens(model: OthelloGPT) -> Peer:
+    theirs = hooked_transformer(model)
 
     def patch(tokens, layer, is_mlp, value):
         def fn(activation, hook):
