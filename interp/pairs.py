@@ -17,7 +17,7 @@ from interp.metrics import LastMetric, patching_metric
 from interp.patching import last_logits
 from othello_gpt import OthelloGPT, board
 from othello_gpt.games import Pair
-from othello_gpt.vocab import square_to_token
+from othello_gpt.vocab import square_to_label, square_to_token
 
 
 class RankedPair(NamedTuple):
@@ -68,6 +68,7 @@ def find_pair(
     model: OthelloGPT,
     clean: Int[ndarray, " ply"],
     corrupted: Int[ndarray, " ply"] | None = None,
+    answer: int | None = None,
 ) -> Pair:
     """The other last move, and the reply, for which the model's belief differs most.
 
@@ -76,9 +77,10 @@ def find_pair(
 
     Args:
         corrupted: the game with the other last move, if that is settled and only the reply is sought.
+        answer: the reply, a square, if that is settled and only the other last move is sought.
 
     Raises:
-        ValueError: no other last move, or not this one, takes a reply away.
+        ValueError: no other last move, or not this one, takes a reply away, or not that reply.
     """
     if len(clean) < 2:
         raise ValueError("a pair needs games of at least two moves.")
@@ -86,10 +88,13 @@ def find_pair(
     found = find_pairs(model, game, (len(clean),), max_changes=None, per_game=64**2)
     if corrupted is not None:
         found = [each for each in found if np.array_equal(each.pair.corrupted, corrupted)]
+    if answer is not None:
+        found = [each for each in found if each.pair.answer == answer]
     if not found:
+        move = "no other last move" if corrupted is None else "not this other last move"
+        reply = "a reply" if answer is None else square_to_label(answer)
         raise ValueError(
-            f"{'no other' if corrupted is None else 'the other'} last move takes a reply away: "
-            f"{'give a longer game' if corrupted is None else 'choose another one'}."
+            f"{move} takes {reply} away: give a longer game, another last move or another reply."
         )
     return max(found, key=lambda ranked: ranked.drop).pair
 

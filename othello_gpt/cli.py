@@ -50,14 +50,15 @@ def _add_report(commands) -> None:
     report = commands.add_parser(
         "report", help="the circuit story of a pair of games, as text and a page"
     )
-    report.add_argument(
+    which = report.add_mutually_exclusive_group()
+    which.add_argument(
         "--game", help="the clean game as labels: 'C3 C4 C5 ...' (row letter, column 0-7)"
     )
     report.add_argument(
         "--corrupted", help="the same game with another last move; found if left out"
     )
     report.add_argument("--answer", help="the reply to explain; the most affected one if left out")
-    report.add_argument("--random", type=int, metavar="SEED", help="a random game, 21 moves long")
+    which.add_argument("--random", type=int, metavar="SEED", help="a random game, 21 moves long")
     report.add_argument(
         "--pairs", type=int, default=300, help="pairs over which the sweep is averaged"
     )
@@ -95,14 +96,17 @@ def _pair_and_game(options: argparse.Namespace, model):
 
     if options.random is not None:
         game = board.random_games(1, options.random)[0]
-        return find_pair(model, game[:21]), game
-    if options.game is None:
-        return example_pair(), example_game()
-    clean = parse_moves(options.game)
+    else:
+        game = example_game() if options.game is None else parse_moves(options.game)
+    clean = game if options.game is not None else game[:21]
     corrupted = None if options.corrupted is None else parse_moves(options.corrupted)
-    if corrupted is None or options.answer is None:
-        return find_pair(model, clean, corrupted), clean
-    return Pair(clean, corrupted, label_to_square(options.answer)), clean
+    answer = None if options.answer is None else label_to_square(options.answer)
+    if corrupted is not None and answer is not None:
+        return Pair(clean, corrupted, answer), game
+    named = (options.random, options.game, options.corrupted, options.answer)
+    if all(name is None for name in named):
+        return example_pair(), game
+    return find_pair(model, clean, corrupted, answer), game
 
 
 def _add_atlas(commands) -> None:

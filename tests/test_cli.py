@@ -1,9 +1,13 @@
 """The commands: they run, their errors are one line, and their exit status tells."""
 
+import numpy as np
+import pytest
 import torch
 
 import othello_gpt
-from othello_gpt import OthelloGPT, cli
+from othello_gpt import OthelloGPT, board, cli
+from othello_gpt.games import example_pair
+from othello_gpt.vocab import label_to_square, square_to_label
 
 
 def test_the_commands_run(tmp_path, capsys):
@@ -20,6 +24,31 @@ def test_the_commands_run(tmp_path, capsys):
     assert "white cannot play A0; legal moves are C2 C4 E2" in capsys.readouterr().err
     assert cli.main(["verify", str(tmp_path / "nothing.pth")]) == 1
     assert "no file and no folder here" in capsys.readouterr().err
+
+
+def test_every_way_of_naming_a_pair_is_heeded():
+    """A game, its other last move, its reply, each alone or together; a game and a seed exclude each other."""
+    model, example = OthelloGPT.from_pretrained(), example_pair()
+    corrupted = " ".join(map(square_to_label, example.corrupted))
+
+    def chosen(*arguments):
+        return cli._pair_and_game(cli._parser().parse_args(["report", *arguments]), model)
+
+    for arguments in ([], ["--answer", "F0", "--corrupted", corrupted]):
+        pair, game = chosen(*arguments)
+        assert all(map(np.array_equal, pair, example))
+        assert len(game) == 59
+    assert chosen("--answer", "G2")[0].answer == label_to_square("G2")
+    assert np.array_equal(chosen("--corrupted", corrupted)[0].corrupted, example.corrupted)
+    pair, game = chosen(
+        "--random", "3", "--answer", square_to_label(chosen("--random", "3")[0].answer)
+    )
+    assert np.array_equal(pair.clean, board.random_games(1, 3)[0, :21])
+    assert len(game) == 60
+    with pytest.raises(ValueError, match="no other last move takes A0 away"):
+        chosen("--answer", "A0")
+    with pytest.raises(SystemExit):
+        chosen("--random", "3", "--game", "C3 C4")
 
 
 def test_a_checkpoint_converts_there_and_back(tmp_path, capsys):

@@ -221,6 +221,15 @@ def test_weights_load_under_every_name_into_a_model_of_their_size():
         model.load_state_dict({"weight": torch.ones(1)}, strict=False)
 
 
+def test_an_option_of_the_model_that_means_nothing_is_an_error():
+    """A tokenizer or a misspelt name: neither is passed over in silence."""
+    with pytest.raises(ValueError, match="no tokenizer here.*square_to_token"):
+        HookedTransformer(SIZES, tokenizer=object())
+    with pytest.raises(TypeError, match="move_to_devise"):
+        HookedTransformer(SIZES, move_to_devise=False)
+    assert HookedTransformer(SIZES, move_to_device=False).device.type == "cpu"
+
+
 def test_published_files_come_from_the_hub_under_transformer_lens_s_names(tmp_path):
     """`download_file_from_hf`, and "othello-gpt", which is a file of another repository; raw or folded."""
     model, file = small(), io.BytesIO()

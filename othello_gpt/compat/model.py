@@ -127,6 +127,8 @@ class HookedTransformer(OthelloGPT):
 
     Args:
         cfg: a HookedTransformerConfig or its fields as a dictionary.
+        tokenizer: None, as moves need none.
+        move_to_device: False leaves the weights where they are made, whatever `cfg.device` is.
 
     Example:
         >>> model = HookedTransformer.from_pretrained()
@@ -137,7 +139,16 @@ class HookedTransformer(OthelloGPT):
 
     cfg: HookedTransformerConfig
 
-    def __init__(self, cfg: GPTConfig | Mapping[str, Any], **ignored: Any) -> None:
+    def __init__(
+        self,
+        cfg: GPTConfig | Mapping[str, Any],
+        tokenizer: Any = None,
+        move_to_device: bool = True,
+    ) -> None:
+        if tokenizer is not None:
+            raise ValueError(
+                "there is no tokenizer here: moves become tokens with `othello_gpt.vocab.square_to_token`."
+            )
         if isinstance(cfg, HookedTransformerConfig):
             cfg = copy.copy(cfg)  # folding and moving one model change nothing of another
         else:
@@ -145,7 +156,7 @@ class HookedTransformer(OthelloGPT):
         if cfg.seed is not None:
             torch.manual_seed(cfg.seed)
         super().__init__(cfg)
-        self.to(cfg.device, cfg.dtype)
+        self.to(cfg.device if move_to_device else self.device, cfg.dtype)
         self._mark_folded(cfg.normalization_type == "LNPre")
 
     # --- Running ---
