@@ -3,6 +3,7 @@
 A module of the model calls `self.tap("hook_z", z)` where it makes `z`. Nothing listens: the value comes
 straight back, at the cost of one test. Something listens: the functions attached to that site are called
 in the order of attaching, each sees the value, and may change it in place or return another in its place.
+What a module has to call lies with the module, so that a hook costs little more than its call.
 
 A site's full name is the path of its module in the model plus the literal: `blocks.3.attn.hook_z`.
 """
@@ -12,6 +13,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,6 +61,29 @@ class Hook:
     level: int | None = None
 
 
+class Sites(dict[str, Any]):
+    """What one module has to call at its sites: pairs of a function and its point, by the literals of the taps.
+
+    A copied or unpickled one is empty.
+    """
+
+    def tap(self, site: str, value: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+        """The value that goes on from this site: `value` itself unless a hook replaces it."""
+        if site in self:
+            for fn, point in self[site]:
+                try:
+                    replacement = fn(value, hook=point)
+                except Exception as error:
+                    error.add_note(f"raised by a hook on '{point.name}'")
+                    raise
+                if replacement is not None:
+                    value = _same_kind(replacement, value, point.name)
+        return value
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return Sites, ()
+
+
 class HookRegistry:
     """The hooks attached to one model, by the full name of their site.
 
@@ -66,35 +91,43 @@ class HookRegistry:
     unpickled model starts with an empty one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, root: nn.Module) -> None:
         self.hooks: dict[str, tuple[Hook, ...]] = {}
         self.points: dict[str, HookPoint] = {}
+        self._sites = {path: module.sites for path, module in _tapped(root)}
 
     def point(self, site: str) -> HookPoint:
-        """The same object at every call of a site, until `points` is cleared."""
+        """What hooks are given at every call of a site: always the same object."""
         if site not in self.points:
             self.points[site] = HookPoint(site)
         return self.points[site]
 
-    def run(self, site: str, value: Tensor) -> Tensor:
-        """The value that leaves the site, after all its hooks."""
-        point, backward = self.points.get(site) or self.point(site), []
-        for hook in self.hooks.get(site, ()):
-            if hook.backward:
-                backward.append(hook)
-            else:
-                value = _hooked(hook.fn, value, point)
-        return _with_gradient_hooks(value, backward, point) if backward else value
+    def clear_contexts(self) -> None:
+        """Forgets the hooks' own notes."""
+        for point in self.points.values():
+            point.ctx.clear()
 
     def add(self, site: str, hook: Hook, prepend: bool = False) -> None:
         """Attaches after those already there, or before them."""
         there = self.hooks.get(site, ())
-        self.hooks[site] = (hook, *there) if prepend else (*there, hook)
+        self._set(site, (hook, *there) if prepend else (*there, hook))
 
     def remove(self, hooks: Collection[Hook]) -> None:
         """Detaches these from every site."""
-        left = {site: [h for h in there if h not in hooks] for site, there in self.hooks.items()}
-        self.hooks = {site: tuple(there) for site, there in left.items() if there}
+        for site, there in list(self.hooks.items()):
+            left = tuple(hook for hook in there if hook not in hooks)
+            if len(left) < len(there):
+                self._set(site, left)
+
+    def _set(self, site: str, hooks: tuple[Hook, ...]) -> None:
+        path, dot, name = site.rpartition(".")
+        if path + dot not in self._sites:  # the root names some of its sites with a dot
+            path, dot, name = "", "", site
+        sites = self._sites[path + dot]
+        if hooks:
+            self.hooks[site], sites[name] = hooks, _calls(hooks, self.point(site))
+        else:
+            del self.hooks[site], sites[name]
 
     @contextmanager
     def attached(self, hooks: Iterable[tuple[str, Hook]]) -> Iterator[None]:
@@ -107,8 +140,16 @@ class HookRegistry:
         finally:
             self.remove({hook for _, hook in added})
 
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        return HookRegistry, ()
+    def __getstate__(self) -> dict[str, Any]:
+        return {"hooks": {}, "points": {}, "_sites": self._sites}
+
+
+def _calls(hooks: Sequence[Hook], point: HookPoint) -> tuple[tuple[HookFn, HookPoint], ...]:
+    """What a tap calls, in order; the activation's own hooks come first, so that its gradient is that after them."""
+    calls = [(hook.fn, point) for hook in hooks if not hook.backward]
+    if backward := tuple((hook.fn, point) for hook in hooks if hook.backward):
+        calls.append((partial(_with_gradient_hooks, Sites({point.name: backward})), point))
+    return tuple(calls)
 
 
 class HookHandle:
@@ -128,28 +169,18 @@ class HookHandle:
         self.remove()
 
 
-def _hooked(fn: HookFn, value: Tensor, point: HookPoint) -> Tensor:
-    try:
-        replacement = fn(value, hook=point)
-    except Exception as error:
-        error.add_note(f"raised by a hook on '{point.name}'")
-        raise
-    return value if replacement is None else _same_kind(replacement, value, point.name)
-
-
-def _with_gradient_hooks(value: Tensor, hooks: Sequence[Hook], point: HookPoint) -> Tensor:
+def _with_gradient_hooks(sites: Sites, value: Tensor, *, hook: HookPoint) -> Tensor:
     """The same value, whose gradient the hooks see, in order, when somebody calls `.backward()` on this run.
 
     It is a tensor of its own, so that its gradient counts what comes after this site and nothing else.
     """
     if not torch.is_grad_enabled():
         raise RuntimeError(
-            f"a backward hook is attached to '{point.name}', but gradients are switched off. "
+            f"a backward hook is attached to '{hook.name}', but gradients are switched off. "
             "Run the model outside `torch.no_grad()`."
         )
     own = value.view_as(value) if value.requires_grad else value.detach().requires_grad_().clone()
-    for hook in hooks:
-        own.register_hook(lambda grad, fn=hook.fn: _hooked(fn, grad, point))
+    own.register_hook(partial(sites.tap, hook.name))
     return own
 
 
@@ -177,46 +208,54 @@ def kind(tensor: Tensor) -> str:
 class Tapped(nn.Module):
     """A module whose activations can be seen and changed by name."""
 
+    tap: Callable[[str, Tensor], Tensor]
+
     def __init__(self) -> None:
         super().__init__()
-        self.registry = HookRegistry()
-        self.path = ""
+        self.listen_at(Sites())
 
-    def tap(self, site: str, value: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-        """The value that goes on from this site: `value` itself unless a hook replaces it."""
-        hooks = self.registry.hooks
-        if hooks and (name := self.path + site) in hooks:
-            return self.registry.run(name, value)
-        return value
+    def listen_at(self, sites: Sites) -> None:
+        """Calls these from now on. The bound method is kept, since modules find those of their class slowly."""
+        self.sites, self.tap = sites, sites.tap
 
     def is_hooked(self, site: str) -> bool:
         """Whether somebody listens to this site: for values that are made only on request."""
-        return self.path + site in self.registry.hooks
+        return site in self.sites
 
 
-def share_registry(root: Tapped) -> None:
-    """Gives every tapped module below `root` the root's registry, and its own path as the prefix of its sites."""
+def _tapped(root: nn.Module) -> Iterator[tuple[str, Tapped]]:
+    """The tapped modules below `root`, itself too, each with the prefix of its sites' full names."""
     for path, module in root.named_modules():
         if isinstance(module, Tapped):
-            module.registry = root.registry
-            module.path = f"{path}." if path else ""
+            yield f"{path}." if path else "", module
 
 
-class EverySite(dict[str, tuple[Hook, ...]]):
-    """Stands in for a registry's hooks during a dry run: listens to every site and keeps its name."""
+@contextmanager
+def sites_recorded(root: nn.Module) -> Iterator[list[str]]:
+    """The full names of all sites that are passed below `root` meanwhile, in that order; no hook is called."""
+    names: list[str] = []
+    before = [(module, module.sites) for _, module in _tapped(root)]
+    for path, module in _tapped(root):
+        module.listen_at(_EverySite(path, names))
+    try:
+        yield names
+    finally:
+        for module, sites in before:
+            module.listen_at(sites)
 
-    def __init__(self) -> None:
-        self.names: list[str] = []
 
-    def __bool__(self) -> bool:
-        return True
+class _EverySite(Sites):
+    """Listens to every site of a module, and keeps its full name."""
+
+    def __init__(self, path: str, names: list[str]) -> None:
+        self.path, self.names = path, names
 
     def __contains__(self, site: object) -> bool:
         return True
 
-    def get(self, site: str, default: object = None) -> tuple[Hook, ...]:
-        self.names.append(site)
-        return ()
+    def tap(self, site: str, value: Tensor) -> Tensor:
+        self.names.append(self.path + site)
+        return value
 
 
 def select_sites(which: SiteFilter, names: Collection[str]) -> list[str]:

@@ -36,16 +36,16 @@ from torch import Tensor, nn
 
 from othello_gpt.cache import ActivationCache, Index, take_pos
 from othello_gpt.hooks import (
-    EverySite,
     Hook,
     HookFn,
     HookHandle,
     HookPoint,
+    HookRegistry,
     SiteFilter,
     Tapped,
     kind,
     select_sites,
-    share_registry,
+    sites_recorded,
 )
 
 
@@ -239,7 +239,7 @@ class OthelloGPT(Tapped):
         self.ln_final = LayerNorm(cfg)
         self.W_U = nn.Parameter(torch.empty(cfg.d_model, cfg.d_vocab))
         self.b_U = nn.Parameter(torch.zeros(cfg.d_vocab))
-        share_registry(self)
+        self.registry = HookRegistry(self)
         for name, parameter in self.named_parameters():
             if name.split(".")[-1].startswith("W_") and not parameter.is_meta:
                 nn.init.normal_(parameter, std=0.02)  # as GPT-2; biases start at 0
@@ -415,7 +415,7 @@ class OthelloGPT(Tapped):
             }
         )
         if clear_contexts:
-            self.registry.points.clear()
+            self.registry.clear_contexts()
 
     def _sites(self, which: SiteFilter) -> list[str]:
         return select_sites(which, self._names)
@@ -427,14 +427,9 @@ class OthelloGPT(Tapped):
     @cached_property
     def hook_names(self) -> tuple[str, ...]:
         """The full names of all hook sites, in the order of the forward pass, recorded from a dry run."""
-        attached, listener = self.registry.hooks, EverySite()
-        self.registry.hooks = listener
-        try:
-            with torch.no_grad():
-                self(torch.zeros(1, 1, dtype=torch.long))
-        finally:
-            self.registry.hooks = attached
-        return tuple(listener.names)
+        with torch.no_grad(), sites_recorded(self) as names:
+            self.forward(torch.zeros(1, 1, dtype=torch.long))  # never the compiled one
+        return tuple(names)
 
     def _checked_tokens(self, tokens: Tensor) -> Integer[Tensor, "batch pos"]:
         if (

@@ -227,7 +227,7 @@ class HookedTransformer(OthelloGPT):
                     self.add_hook(name, hook, direction)
             yield self
         if clear_contexts:
-            self.registry.points.clear()
+            self.registry.clear_contexts()
 
     def run_with_hooks(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -287,7 +287,7 @@ class HookedTransformer(OthelloGPT):
         if remove_batch_dim:
             cache.remove_batch_dim()
         if clear_contexts:
-            self.registry.points.clear()
+            self.registry.clear_contexts()
         return output, cache if return_cache_object else cache.cache_dict
 
     def add_perma_hook(self, name: SiteFilter, hook: HookFn, dir: str = "fwd") -> HookHandle:
