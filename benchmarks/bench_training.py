@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from othello_gpt import GPTConfig, board
-from othello_gpt.train import OBJECTIVES, PRESETS, Games, Recipe, Trainer, train
+from othello_gpt.recipe import OBJECTIVES, PRESETS, Recipe
+from othello_gpt.train import Games, Trainer, train
 
 RESULTS = Path(__file__).parent / "results"
 MODEL = GPTConfig(n_layers=2, d_model=64, n_heads=4, d_head=16, d_mlp=256)

@@ -367,11 +367,12 @@ def _add_train(commands) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     from othello_gpt import train
+    from othello_gpt.recipe import given_fields, recipe_of
 
-    changes = train.given_fields(vars(options))
+    changes = given_fields(vars(options))
     recipe, budget = None, changes
     if options.resume is None:
-        recipe, budget = train.recipe_of(options.preset, float32=options.float32, **changes), {}
+        recipe, budget = recipe_of(options.preset, float32=options.float32, **changes), {}
     elif extra := set(changes) - {"games", "minutes"}:
         raise ValueError(f"a resumed run keeps its recipe: leave out {', '.join(sorted(extra))}.")
     folder = options.resume or options.out or Path("runs") / options.preset

@@ -13,19 +13,18 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, replace
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from einops import rearrange
-from jaxtyping import Bool, Float, Int8, Int64
+from jaxtyping import Bool, Int8, Int64
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
@@ -34,101 +33,10 @@ from othello_gpt import board
 from othello_gpt.evaluate import HELD_OUT_SEED, evaluate, score, summary, table
 from othello_gpt.games import games_to_tokens
 from othello_gpt.model import GPTConfig, OthelloGPT
+from othello_gpt.optimizers import optimizers
+from othello_gpt.recipe import OBJECTIVES, Recipe, command, learning_rate
 from othello_gpt.vocab import PLAYABLE, square_to_token
 from othello_gpt.weights import save_pretrained, write_text
-
-# --- Recipes ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """All that decides the weights, but for the machine's rounding."""
-
-    model: GPTConfig = field(default_factory=GPTConfig)
-    games: int | None = None  # the budget, over which the learning rate rises and falls
-    minutes: float | None = None  # the same in time; with both, whichever is spent first
-    batch: int = 128  # games a step, of all processes together
-    objective: str = "legal-moves"  # or "next-move"
-    optimizer: str = "muon"  # of the block matrices; or "adamw"
-    lr: float = 0.02  # of Muon
-    adam_lr: float = 0.002  # of whatever AdamW trains
-    warm_up: float = 0.02  # part of the budget over which the learning rates rise from 0
-    cool_down: float = 0.5  # part of the budget, its last, over which they fall to 0
-    seed: int = 1  # of the first weights and of the games
-    bf16: bool = True  # matrix products in bfloat16; weights and sums stay float32
-    init: str | None = None  # trained weights to start from, as for `OthelloGPT.from_pretrained`
-
-    def __post_init__(self) -> None:
-        for name, known in (("objective", OBJECTIVES), ("optimizer", ("muon", "adamw"))):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"`{name}` is '{getattr(self, name)}', but must be one of {', '.join(known)}."
-                )
-        if not (self.games or self.minutes):
-            raise ValueError("a recipe needs a budget: give `games`, `minutes` or both.")
-        if self.seed == HELD_OUT_SEED:
-            raise ValueError(
-                f"`seed` is {self.seed}, whose games are for evaluation: take another."
-            )
-
-
-def next_move(
-    log_probs: Float[Tensor, "game pos d_vocab"],
-    tokens: Int64[Tensor, "game ply"],
-    legal: Bool[Tensor, "game pos d_vocab"],
-) -> Float[Tensor, "game pos"]:
-    """Cross-entropy on the move that was played, in nats, as the published models were trained."""
-    return F.nll_loss(log_probs.mT, tokens[:, 1:], ignore_index=0, reduction="none")
-
-
-def legal_moves(
-    log_probs: Float[Tensor, "game pos d_vocab"],
-    tokens: Int64[Tensor, "game ply"],
-    legal: Bool[Tensor, "game pos d_vocab"],
-) -> Float[Tensor, "game pos"]:
-    """Cross-entropy against the uniform distribution over the legal replies, in nats.
-
-    It is what `next_move` is on average over the move to be drawn: the same minimum and the same expected
-    gradient, without the noise of the draw.
-    """
-    return -log_probs.masked_fill(~legal, 0).sum(-1) / legal.sum(-1).clamp(min=1)
-
-
-OBJECTIVES: dict[str, Callable[..., Float[Tensor, "game pos"]]] = {
-    "legal-moves": legal_moves,
-    "next-move": next_move,
-}
-
-PRESETS = {
-    "tiny": Recipe(
-        GPTConfig(n_layers=2, d_model=128, n_heads=4, d_head=32, d_mlp=512), games=10_000, batch=64
-    ),
-    "small": Recipe(GPTConfig(d_model=256, d_head=32, d_mlp=1024), games=2_000_000),
-    "full": Recipe(GPTConfig(), games=20_000_000, batch=1024),
-}
-
-
-def given_fields(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options that are fields of a recipe and not None."""
-    names = {field.name for field in fields(Recipe)}
-    return {key: value for key, value in options.items() if key in names and value is not None}
-
-
-def recipe_of(preset: str, *, float32: bool = False, **changes: Any) -> Recipe:
-    """A preset with changes, in bfloat16 where the hardware has it; minutes replace its budget of games."""
-    if "minutes" in changes:
-        changes = {"games": None} | changes
-    where = torch.cuda if torch.cuda.is_available() else torch.cpu
-    has_bf16 = getattr(where, "is_bf16_supported", torch.cpu._is_avx512_bf16_supported)()
-    return replace(PRESETS[preset], **changes, bf16=has_bf16 and not float32)
-
-
-def learning_rate(progress: float, recipe: Recipe) -> float:
-    """The part of the full learning rate in use when `progress`, 0 to 1, of the budget is spent."""
-    rising = progress / recipe.warm_up if recipe.warm_up else 1.0
-    falling = (1 - progress) / recipe.cool_down if recipe.cool_down else 1.0
-    return min(1.0, rising, max(falling, 0.0))
-
 
 # --- Games ------------------------------------------------------------------------------------------
 
@@ -177,89 +85,15 @@ class Games(Dataset):
 
 
 def _leave_group(worker: int) -> None:
-    """Ctrl-C and `timeout` signal the whole process group, but the last step still needs its games."""
+    """Ctrl-C, `timeout` and `pkill` reach all processes of a run, but the last step still needs its games."""
     os.setpgrp()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def legal_tokens(replies: Int64[Tensor, "game pos"]) -> Bool[Tensor, "game pos d_vocab"]:
     """Which tokens may come next, from words of squares; padding never may."""
     legal = (replies[..., None] >> _PLAYABLE.to(replies.device)) & 1
     return F.pad(legal, (1, 0)).bool()
-
-
-# --- Optimizers -------------------------------------------------------------------------------------
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised: each step changes a matrix by about its learning rate in every direction.
-
-    A group is matrices of one shape, all layers', stepped together. (`torch.optim.Muon` takes 2-D parameters,
-    one by one, but the weights of all heads act as one matrix: `acts_as` is the einops pattern that says how.)
-
-    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
-    """
-
-    def __init__(self, groups: list[dict[str, Any]], dtype: torch.dtype, **defaults: float) -> None:
-        super().__init__(groups, {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1} | defaults)
-        self.dtype = dtype  # of the orthogonalisation
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        for group in self.param_groups:
-            parameters, lr, momentum = group["params"], group["lr"], group["momentum"]
-            gradient = torch.stack([p.grad for p in parameters])  # [layer, ...]
-            state = self.state[parameters[0]]  # the whole group's
-            if not state:
-                state["velocity"] = torch.zeros_like(gradient)
-            velocity = state["velocity"].lerp_(gradient, 1 - momentum)
-            change = self._orthogonalised(gradient.lerp_(velocity, momentum), group["acts_as"])
-            for parameter, its_change in zip(parameters, change, strict=True):
-                parameter.mul_(1 - lr * group["weight_decay"]).sub_(its_change, alpha=lr)
-
-    def _orthogonalised(self, stacked: Tensor, acts_as: str) -> Tensor:
-        shape, matrix = acts_as.split("->")
-        sizes = dict(zip(shape.split(), stacked.shape[1:], strict=True))
-        change = orthogonalise(rearrange(stacked, f"l {shape} -> l {matrix}").to(self.dtype))
-        n_in, n_out = change.shape[1:]
-        change = change * max(1, n_out / n_in) ** 0.5
-        return rearrange(change, f"l {matrix} -> l {shape}", **sizes).to(stacked.dtype)
-
-
-def orthogonalise(matrices: Float[Tensor, "layer d_in d_out"]) -> Float[Tensor, "layer d_in d_out"]:
-    """Matrices with the singular vectors of these and all singular values near 1, within 0.7 to 1.2.
-
-    Source: as `Muon`; five steps of Newton and Schulz's iteration with the coefficients given there.
-    """
-    wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
-    X = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    for _ in range(5):  # X <- a X + b (X X') X + c (X X')^2 X
-        gram = X @ X.mT
-        odd = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        X = torch.baddbmm(X, odd, X, beta=3.4445)
-    return X if wide is matrices else X.mT
-
-
-_ACTS_AS = {  # the matrices of a block
-    ("attn.W_Q", "attn.W_K", "attn.W_V"): "head d_model d_head -> d_model (head d_head)",
-    ("attn.W_O",): "head d_head d_model -> (head d_head) d_model",
-    ("mlp.W_in",): "d_model d_mlp -> d_model d_mlp",
-    ("mlp.W_out",): "d_mlp d_model -> d_mlp d_model",
-}
-
-
-def optimizers(model: OthelloGPT, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """What trains the model's parameters: every one of them, by exactly one optimizer."""
-    rest, made = dict(model.named_parameters()), []
-    if recipe.optimizer == "muon":
-        groups = []
-        for names, acts_as in _ACTS_AS.items():
-            matrices = [rest.pop(name) for name in list(rest) if name.endswith(names)]
-            groups.append({"params": matrices, "acts_as": acts_as})
-        made.append(Muon(groups, torch.bfloat16 if recipe.bf16 else torch.float32, lr=recipe.lr))
-    made.append(torch.optim.AdamW(rest.values(), lr=recipe.adam_lr, betas=(0.9, 0.95)))
-    for group in (group for optimizer in made for group in optimizer.param_groups):
-        group["full_lr"] = group["lr"]
-    return made
 
 
 # --- A run ------------------------------------------------------------------------------------------
@@ -542,22 +376,6 @@ def save_trained(trainer: Trainer, folder: Path, held_out: int) -> None:
         change=change,
     )
     write_text(folder / "README.md", card)
-
-
-def command(recipe: Recipe) -> str:
-    """The command line that trains by this recipe."""
-    for name, preset in PRESETS.items():
-        if preset.model == recipe.model:
-            values = {f.name: getattr(recipe, f.name) for f in fields(recipe)[1:]}
-            given = [
-                f" --{key.replace('_', '-')} {value}"
-                for key, value in values.items()
-                if value not in (None, getattr(preset, key)) and key != "bf16"
-            ]
-            return f"othello-gpt train --preset {name}{''.join(given)}" + " --float32" * (
-                not recipe.bf16
-            )
-    return f"train(folder, {recipe})"
 
 
 _CARD = """---

@@ -27,6 +27,8 @@ ORDER = [
     "othello_gpt.model",
     "othello_gpt.weights",
     "othello_gpt.evaluate",
+    "othello_gpt.recipe",
+    "othello_gpt.optimizers",
     "othello_gpt.train",
     "othello_gpt",
     "othello_gpt.compat.hook_points",
