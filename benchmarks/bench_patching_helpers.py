@@ -47,7 +47,7 @@ def main() -> None:
             mine, other = (call() for call in calls)
             gaps[name] = (mine - other).abs().max().item()
             torch.testing.assert_close(mine, other, rtol=0, atol=1e-4)
-            comparisons.append(compare(name, *calls, pairs=3, warm_up=0))
+            comparisons.append(compare(name, *calls, pairs=3, warm_up=1))
     report(
         "Patching helpers: compat against TransformerLens.",
         comparisons,

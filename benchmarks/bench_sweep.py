@@ -123,7 +123,7 @@ def many_pairs(model) -> Comparison:
     ours = torch.stack([swept["attn_out"], swept["mlp_out"]], 1)[:few]
     torch.testing.assert_close(ours, looped, rtol=0, atol=1e-4)
     row = compare(
-        "200 pairs x 16", lambda: patch_sweep(model, clean, corrupted, metric), loop, 2, 0
+        "200 pairs x 16", lambda: patch_sweep(model, clean, corrupted, metric), loop, 2, 1
     )
     return scaled(row, n / few)
 

@@ -47,25 +47,30 @@ def compare(
 ) -> Comparison:
     """Times both sides in turns. That they agree is for the caller to check before.
 
-    Processor time, as other people's work on the machine is not ours; `time.perf_counter` for whole processes.
+    The faster side is called as often in a turn as fits the slower side's, so that both find their weights in
+    the caches, or neither does. Processor time, as other people's work on the machine is not ours;
+    `time.perf_counter` for whole processes.
     """
-    for _ in range(warm_up):
-        ours(), other()
+    warm = [[_seconds(side, 1, clock) for side in (ours, other)] for _ in range(warm_up)]
+    calls = [max(1, round(max(warm[-1]) / seconds)) for seconds in warm[-1]]
     seconds = []
     for i in range(pairs):  # who goes first changes from pair to pair
-        first, second = (ours, other) if i % 2 else (other, ours)
-        a, b = _seconds(first, clock), _seconds(second, clock)
-        seconds.append((a, b) if i % 2 else (b, a))
+        turn = [0.0, 0.0]
+        for side in (0, 1) if i % 2 else (1, 0):
+            turn[side] = _seconds((ours, other)[side], calls[side], clock)
+        seconds.append(turn)
     ratios = sorted(b / a for a, b in seconds)
     low, _, high = statistics.quantiles(ratios, n=4) if pairs > 1 else (ratios[0],) * 3
     medians = [1e3 * statistics.median(side) for side in zip(*seconds, strict=True)]
     return Comparison(name, medians[0], medians[1], statistics.median(ratios), low, high)
 
 
-def _seconds(call: Callable[[], Any], clock: Callable[[], float]) -> float:
+def _seconds(call: Callable[[], Any], times: int, clock: Callable[[], float]) -> float:
+    """What one of some calls takes."""
     start = clock()
-    call()
-    return clock() - start
+    for _ in range(times):
+        call()
+    return (clock() - start) / times
 
 
 def peak_mib() -> float:

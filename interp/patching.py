@@ -63,8 +63,9 @@ def patch_sweep(
             "resid_post". "z" and "result" patch head by head (and give the same), "post" neuron by neuron.
         within: patch only the part of the change inside a subspace: a projection from `onto`, or several,
             each of which is a run of its own.
-        clean_cache: of the clean run of one length, with "k" and "v" of every layer: saves computing the
-            positions before the last. A metric that is no `LastMetric` needs "unembed.hook_out" as well.
+        clean_cache: of the clean runs, which are then of one length: saves running them, and the positions
+            before the last. It needs "k" and "v" of every layer and what is patched ("z" for "result",
+            "resid_pre" of block 0 for "embed"), and "unembed.hook_out" for a metric that is no `LastMetric`.
         memory: bytes that the sweep may take at a time, above the weights and the results.
         progress: show a bar that counts patched runs.
 
@@ -363,20 +364,25 @@ def base_of_pairs(
     cache: ActivationCache | None,
     some: list[int],
 ) -> Base:
-    """Rows: the positions before the last (none with a cache), the corrupted last one, the clean one."""
+    """Rows: the positions before the last, the corrupted last one, the clean one; with a cache the second alone."""
     clean, corrupted = (torch.stack(games) for games in zip(*pairs, strict=True))
-    rows = torch.cat([model.embed(corrupted), model.embed(clean)[:, -1:]], 1)
-
-    def clean_value(site: str, layer: int, here: Tensor) -> Tensor:
-        return here[:, -1]
-
+    layers = range(model.cfg.n_layers)
+    rows = model.embed(corrupted)
     if cache is None:
-        return Base(rows, clean.shape[1] - 1, [None] * model.cfg.n_layers, clean_value)
-    past = [
-        (cache["k", layer][some, :-1], cache["v", layer][some, :-1])
-        for layer in range(model.cfg.n_layers)
-    ]
-    return Base(rows[:, -2:], 0, [*past], clean_value)
+        rows = torch.cat([rows, model.embed(clean)[:, -1:]], 1)
+        return Base(rows, clean.shape[1] - 1, [None for _ in layers], _clean_row)
+
+    which = slice(some[0], some[-1] + 1)  # consecutive, as all games of a cache are of one length
+
+    def cached(site: str, layer: int, here: Tensor) -> Tensor:
+        return cache["resid_pre" if site == "embed" else site, layer][which, -1]
+
+    past = [(cache["k", layer][which, :-1], cache["v", layer][which, :-1]) for layer in layers]
+    return Base(rows[:, -1:], 0, [*past], cached)
+
+
+def _clean_row(site: str, layer: int, here: Tensor) -> Tensor:
+    return here[:, -1]
 
 
 def chunks(

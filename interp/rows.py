@@ -45,7 +45,7 @@ class Base(NamedTuple):
     """The unpatched runs of a group of pairs, and what their branches set activations to.
 
     Its rows are the positions before the last (unless their keys and values are given), the last position of
-    the run to be changed, and, for changes taken from a second run, that run's last position.
+    the run to be changed, and, for changes taken from a second run that is not given, that run's last position.
     """
 
     rows: Float[Tensor, "pair row d_model"]
@@ -183,13 +183,13 @@ def _attend(
     v = into_heads(x, attn.W_V, attn.b_V)
     if past is None:
         past = (k[:, :n_before].clone(), v[:, :n_before].clone())  # views would keep all rows
-    past_scores = torch.einsum("prhd,pkhd->phrk", q, past[0])
+    past_scores = q.transpose(1, 2) @ past[0].permute(0, 2, 3, 1)  # [pair, head, row, key]
     if n_before:  # a position before the last sees those before it, and below itself
         unseen = torch.ones(n_before, n_before, dtype=torch.bool, device=x.device).triu()
         past_scores[:, :, :n_before].masked_fill_(unseen, -torch.inf)
     own_score = (q * k).sum(-1).transpose(1, 2)[..., None]  # [pair, head, row, 1]
     pattern = (torch.cat([past_scores, own_score], -1) / q.shape[-1] ** 0.5).softmax(-1)
-    z = torch.einsum("phrk,pkhd->prhd", pattern[..., :-1], past[1])
+    z = (pattern[..., :-1] @ past[1].transpose(1, 2)).transpose(1, 2)
     return z + pattern[..., -1].transpose(1, 2)[..., None] * v, past
 
 

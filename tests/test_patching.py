@@ -147,6 +147,28 @@ def test_any_metric_and_a_clean_cache_give_the_same(model, tokens):
         assert torch.allclose(at_once[site], effects, rtol=0, atol=1e-10), site
 
 
+def test_what_is_patched_in_is_what_the_clean_cache_holds():
+    """Of clean runs under hooks, too: here one that doubles what the first MLP writes last. One pair a time."""
+    model, metric = random_model(SMALL), log_probability(7)
+    clean = torch.tensor([[20, 19, 18], [5, 6, 7], [1, 1, 1]])
+    corrupted = clean + torch.tensor([0, 0, 1])
+
+    def double_last(activation, hook):
+        activation[:, -1] *= 2
+
+    _, cache = model.run_with_cache(clean, fwd_hooks=[("blocks.0.hook_mlp_out", double_last)])
+    swept = patch_sweep(model, clean, corrupted, metric, ["mlp_out"], clean_cache=cache, memory=1)
+
+    for layer in range(SMALL.n_layers):
+
+        def patch(activation, hook):
+            activation[:, -1] = cache[hook.name][:, -1]
+
+        logits = model.run_with_hooks(corrupted, [(get_act_name("mlp_out", layer), patch)])
+        looped = torch.stack([metric(each[None]) for each in logits])
+        assert torch.allclose(swept["mlp_out"][:, layer], looped, rtol=0, atol=1e-10)
+
+
 @settings(max_examples=10)
 @given(models(), token_batches(max_batch=1), st.integers(0, 2**16))
 def test_a_restricted_patch_equals_the_loop_that_projects(model, tokens, seed):
