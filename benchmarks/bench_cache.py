@@ -2,8 +2,8 @@
 
 Against the forward pass of the tapless twin (`twin.py`), at the published size. A cache holds the activations
 themselves, not copies, so what remains is the memory that is not given back: page faults, not arithmetic.
-Once more, therefore, with an allocator that keeps what is freed, as `MALLOC_TRIM_THRESHOLD_=8589934592` in the
-environment makes it.
+Once more, therefore, with an allocator that keeps what is freed, as `MALLOC_TRIM_THRESHOLD_=8589934592` together
+with `MALLOC_MMAP_MAX_=0` in the environment makes it.
 """
 
 import ctypes
@@ -29,6 +29,7 @@ def main() -> None:
         for kept, names in FILTERS.items():
             logits, cache = model.run_with_cache(tokens, names)
             assert torch.equal(logits, twin(tokens))
+            assert torch.equal(cache["resid_post", 6], twin(tokens, stop_at_layer=7))
             label = f"{batch}x{pos}, {kept}"
             facts[f"{label}, MiB"] = round(cache.nbytes / 2**20, 1)
             del logits, cache
@@ -47,9 +48,9 @@ def row(label: str, model, twin, tokens, names, pairs: int) -> Comparison:
 
 def keep_freed_memory() -> bool:
     """Tells the allocator to give nothing back to the kernel; False where it is not glibc's."""
-    trim_threshold, most = -1, 2**31 - 1
+    trim_threshold, mmap_max = -1, -4  # glibc's names for these settings
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and mallopt(trim_threshold, most) == 1
+    return mallopt is not None and mallopt(trim_threshold, 2**31 - 1) == mallopt(mmap_max, 0) == 1
 
 
 if __name__ == "__main__":

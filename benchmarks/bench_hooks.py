@@ -84,6 +84,8 @@ def backward_row(name: str, model, twin, tokens, hook) -> Comparison:
     def other() -> None:
         twin(tokens).logsumexp(-1).sum().backward()
 
+    for parameter in (*model.parameters(), *twin.parameters()):
+        parameter.grad = None
     ours(), other()
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad)

@@ -1,4 +1,4 @@
-"""What do a forward pass, a no-op hook and a full cache cost here and in the peers that are installed?
+"""What do a forward pass, a no-op hook, a patch and a full cache cost here and in the peers that are installed?
 
 The same weights at the published size; TransformerLens, nnsight, pyvene and baukit where installed, and
 torch's own module hooks on the tapless twin. "All" is what each library can see: 142 sites here and in
@@ -10,17 +10,20 @@ import torch
 from paired import QUICK, compare, report
 from twin import model_and_twin
 
-SHAPES = [(1, 20, 30)] if QUICK else [(1, 20, 100), (50, 59, 8), (256, 59, 3)]
+SHAPES = [(1, 20, 30)] if QUICK else [(1, 20, 100), (50, 59, 7), (256, 59, 3)]
 
 
 @torch.no_grad()
 def main() -> None:
     model, twin = model_and_twin()
     found, rows = peers.installed(model, twin), []
-    site = [("blocks.3.hook_attn_out", lambda activation, hook: None)]
+    site = "blocks.3.hook_attn_out"
+    no_op = [(site, lambda activation, hook: None)]
+    patch = [(site, lambda activation, hook: peers.blank(activation))]
     ours = {
         "forward": model,
-        "no_op": lambda tokens: model.run_with_hooks(tokens, site),
+        "no_op": lambda tokens: model.run_with_hooks(tokens, no_op),
+        "patch": lambda tokens: model.run_with_hooks(tokens, patch),
         "cache_all": lambda tokens: model.run_with_cache(tokens)[0],
     }
     for batch, pos, pairs in SHAPES:
@@ -38,7 +41,7 @@ def main() -> None:
                         lambda t=tokens, run=run: run(t),
                         lambda t=tokens, theirs=theirs: theirs(t),
                         pairs,
-                        3,
+                        1 if batch > 1 else 3,
                     )
                 )
     report("Ours against the peers.", rows, peers=sorted(found))

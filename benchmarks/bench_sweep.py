@@ -98,8 +98,8 @@ def main() -> None:
 def scaled(row: Comparison, factor: float) -> Comparison:
     """The loop's time for all patches from that for a sample."""
     name = row.name if factor == 1 else f"{row.name} (loop scaled x{factor:g})"
-    times = (factor * value for value in row[2:])
-    return Comparison(name, row.ours_ms, *times)
+    times = (factor * value for value in row[2:6])
+    return Comparison(name, row.ours_ms, *times, row.pairs)
 
 
 def many_pairs(model) -> Comparison:

@@ -1,7 +1,7 @@
 """Paired timing: both sides alternate in one process, so that a slow minute slows both.
 
-Every benchmark takes `--quick` (fewer pairs, no large batches) and `--save` (keeps the table and the line of
-JSON in `benchmarks/results`, dated).
+`--quick` means fewer pairs and no large batches, `--save` keeps the table and the line of JSON in
+`benchmarks/results`, dated.
 """
 
 import json
@@ -29,11 +29,12 @@ class Comparison(NamedTuple):
     ratio: float  # other / ours: how many times faster ours is
     ratio_low: float
     ratio_high: float
+    pairs: int
 
     def __str__(self) -> str:
         return (
             f"{self.name:52} {self.ours_ms:10.3f} {self.other_ms:10.3f}   "
-            f"{self.ratio:8.3f} ({self.ratio_low:.3f} to {self.ratio_high:.3f})"
+            f"{self.ratio:8.3f} ({self.ratio_low:.3f} to {self.ratio_high:.3f}, {self.pairs} pairs)"
         )
 
 
@@ -60,9 +61,11 @@ def compare(
             turn[side] = _seconds((ours, other)[side], calls[side], clock)
         seconds.append(turn)
     ratios = sorted(b / a for a, b in seconds)
-    low, _, high = statistics.quantiles(ratios, n=4) if pairs > 1 else (ratios[0],) * 3
+    low, _, high = (
+        statistics.quantiles(ratios, n=4, method="inclusive") if pairs > 1 else 3 * ratios
+    )
     medians = [1e3 * statistics.median(side) for side in zip(*seconds, strict=True)]
-    return Comparison(name, medians[0], medians[1], statistics.median(ratios), low, high)
+    return Comparison(name, medians[0], medians[1], statistics.median(ratios), low, high, pairs)
 
 
 def _seconds(call: Callable[[], Any], times: int, clock: Callable[[], float]) -> float:

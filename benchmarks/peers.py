@@ -23,8 +23,13 @@ class Peer(NamedTuple):
     forward: Run
     no_op: Run | None  # one hook that changes nothing, on the output of block 3's attention
     cache_all: Run | None
-    patch: Callable[[torch.Tensor, int, bool, torch.Tensor], torch.Tensor]
-    # patch(tokens, layer, is_mlp, value): the last position of one layer's output set to a value
+    patch: Run  # the same output, set to 0 at the last position of the first game
+
+
+def blank(activation: torch.Tensor) -> torch.Tensor:
+    """In place, the last position of the first game."""
+    activation[0, -1] = 0
+    return activation
 
 
 def hooked_transformer(model: OthelloGPT):
@@ -54,22 +59,14 @@ def hooked_transformer(model: OthelloGPT):
 
 
 def transformer_lens(model: OthelloGPT) -> Peer:
-    theirs = hooked_transformer(model)
-
-    def patch(tokens, layer, is_mlp, value):
-        def fn(activation, hook):
-            activation[0, -1] = value
-            return activation
-
-        name = f"blocks.{layer}.hook_{'mlp' if is_mlp else 'attn'}_out"
-        return theirs.run_with_hooks(tokens, fwd_hooks=[(name, fn)])
-
-    no_op = [("blocks.3.hook_attn_out", lambda activation, hook: activation)]
+    theirs, site = hooked_transformer(model), "blocks.3.hook_attn_out"
+    no_op = [(site, lambda activation, hook: activation)]
+    patch = [(site, lambda activation, hook: blank(activation))]
     return Peer(
         theirs,
         lambda tokens: theirs.run_with_hooks(tokens, fwd_hooks=no_op),
         lambda tokens: theirs.run_with_cache(tokens)[0],
-        patch,
+        lambda tokens: theirs.run_with_hooks(tokens, fwd_hooks=patch),
     )
 
 
@@ -88,17 +85,12 @@ def module_hooks(twin: OthelloGPT) -> Peer:
         kept = {}
         return with_hooks(tokens, twin.modules(), lambda m, args, out: kept.update({m: out}))
 
-    def patch(tokens, layer, is_mlp, value):
-        def fn(module, args, out):
-            out[0, -1] = value
-            return out
-
-        block = twin.blocks[layer]
-        return with_hooks(tokens, [block.mlp if is_mlp else block.attn], fn)
-
     attn = [twin.blocks[3].attn]
     return Peer(
-        twin, lambda tokens: with_hooks(tokens, attn, lambda m, args, out: None), cache_all, patch
+        twin,
+        lambda tokens: with_hooks(tokens, attn, lambda m, args, out: None),
+        cache_all,
+        lambda tokens: with_hooks(tokens, attn, lambda m, args, out: blank(out)),
     )
 
 
@@ -113,18 +105,15 @@ def nnsight(twin: OthelloGPT) -> Peer:
             logits = traced.output.save()
         return logits
 
-    def patch(tokens, layer, is_mlp, value):
-        with traced.trace(tokens):
-            if is_mlp:
-                traced.blocks[layer].mlp.output[0, -1] = value
-            else:
-                traced.blocks[layer].attn.output[0, -1] = value
-            logits = traced.output.save()
-        return logits
-
     def cache_all(tokens):
         with traced.trace(tokens) as tracer:
             tracer.cache()
+            logits = traced.output.save()
+        return logits
+
+    def patch(tokens):
+        with traced.trace(tokens):
+            traced.blocks[3].attn.output[0, -1] = 0
             logits = traced.output.save()
         return logits
 
@@ -136,40 +125,26 @@ def pyvene(twin: OthelloGPT) -> Peer:
 
     twin.config = SimpleNamespace(hidden_size=twin.cfg.d_model)
 
-    def intervened(tokens, component, fn):
-        model = pyvene.IntervenableModel([{"component": component, "intervention": fn}], model=twin)
-        return model({"tokens": tokens})[1]
+    def intervened(intervention):
+        place = {"component": "blocks[3].attn.output", "intervention": intervention}
+        model = pyvene.IntervenableModel([place], model=twin)
+        return lambda tokens: model({"tokens": tokens})[1]
 
-    def patch(tokens, layer, is_mlp, value):
-        def fn(base, source):
-            base[0, -1] = value
-            return base
-
-        return intervened(tokens, f"blocks[{layer}].{'mlp' if is_mlp else 'attn'}.output", fn)
-
-    no_op = pyvene.IntervenableModel(
-        [{"component": "blocks[3].attn.output", "intervention": lambda base, source: base}],
-        model=twin,
-    )
-    return Peer(twin, lambda tokens: no_op({"tokens": tokens})[1], None, patch)
+    no_op, patch = lambda base, source: base, lambda base, source: blank(base)
+    return Peer(twin, intervened(no_op), None, intervened(patch))
 
 
 def baukit(twin: OthelloGPT) -> Peer:
     from baukit import Trace
 
-    def traced(tokens, layer, is_mlp, fn):
-        name = f"blocks.{layer}.{'mlp' if is_mlp else 'attn'}"
-        with Trace(twin, name, edit_output=fn):
-            return twin(tokens)
+    def edited(edit):
+        def run(tokens):
+            with Trace(twin, "blocks.3.attn", edit_output=edit):
+                return twin(tokens)
 
-    def patch(tokens, layer, is_mlp, value):
-        def fn(out):
-            out[0, -1] = value
-            return out
+        return run
 
-        return traced(tokens, layer, is_mlp, fn)
-
-    return Peer(twin, lambda tokens: traced(tokens, 3, False, lambda out: out), None, patch)
+    return Peer(twin, edited(lambda out: out), None, edited(blank))
 
 
 def installed(model: OthelloGPT, twin: OthelloGPT) -> dict[str, Peer]:

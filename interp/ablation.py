@@ -60,12 +60,21 @@ def ablation_sweep(
             shape = (len(here), *here.shape[2:])
             name = _full_name(site, layer)
             given = here.new_zeros(()) if values is None else values[name].to(here)
-            given = given[some] if given.ndim == len(shape) else given
+            given = _of_games(given, some, len(runs)) if given.ndim == len(shape) else given
             return (given + pos_embed if site == "embed" else given).expand(shape)
 
         return Base(rows, rows.shape[1] - 1, [None] * model.cfg.n_layers, value)
 
     return sweep_games(model, runs, metric, sites, base, is_one(games), within, memory, progress)
+
+
+def _of_games(values: Tensor, some: list[int], n_games: int) -> Tensor:
+    if len(values) != n_games:
+        raise ValueError(
+            f"`values` are of {len(values)} games, but {n_games} are swept: give one value for all "
+            "(`mean_values`), or one a game (`resampled_values`)."
+        )
+    return values[some]
 
 
 @torch.no_grad()

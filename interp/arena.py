@@ -146,6 +146,7 @@ def get_act_patch_attn_mlp(
     return torch.stack([effects["attn_out"], effects["mlp_out"]])
 
 
+@torch.no_grad()
 def get_act_patch_resid_pre(
     model: OthelloGPT,
     corrupted_tokens: Int[Tensor, "*batch pos"],

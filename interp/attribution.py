@@ -44,7 +44,7 @@ def contributions(
     Returns:
         Values [component batch pos *direction], in the units of the direction (logits for a probe).
     """
-    last = layer % cache.n_layers
+    last = _checked_layer(layer, cache.n_layers)
     written = {"embed": cache["embed"], "pos_embed": cache["pos_embed"]}
     for i in range(last + 1):
         written[f"attn{i}"] = cache["attn_out", i]
@@ -54,6 +54,13 @@ def contributions(
     return Contributions(tuple(written), parts, total)
 
 
+def _checked_layer(layer: int, n_layers: int) -> int:
+    """The layer, counted from the front."""
+    if not -n_layers <= layer < n_layers:
+        raise ValueError(f"`layer` is {layer}, but the model has layers 0 to {n_layers - 1}.")
+    return layer % n_layers
+
+
 def head_contributions(
     model: OthelloGPT,
     cache: ActivationCache,
@@ -61,6 +68,7 @@ def head_contributions(
     layer: int,
 ) -> Contributions:
     """The dot product of `attn_out[layer]` with each direction, split by head, the bias last."""
+    layer = _checked_layer(layer, cache.n_layers)
     attn, z = model.blocks[layer].attn, cache["z", layer]
     reads = torch.tensordot(attn.W_O, directions, 1)  # [head, d_head, *direction]
     heads = [torch.tensordot(z[:, :, head], reads[head], 1) for head in range(len(reads))]
@@ -78,6 +86,7 @@ def neuron_contributions(
     layer: int,
 ) -> Contributions:
     """The dot product of `mlp_out[layer]` with each direction, split by neuron, the bias last."""
+    layer = _checked_layer(layer, cache.n_layers)
     mlp, post = model.blocks[layer].mlp, cache["post", layer]
     reads = torch.tensordot(mlp.W_out, directions, 1)  # [d_mlp, *direction]
     neurons = torch.einsum("bpn,n...->nbp...", post, reads)
@@ -109,7 +118,7 @@ def split_contributions(
     if level == "layer":
         return whole
     parts = [Contributions(whole.labels[:2], whole.values[:2], whole.total)]  # the embeddings
-    for i in range(layer % cache.n_layers + 1):
+    for i in range(_checked_layer(layer, cache.n_layers) + 1):
         parts.append(head_contributions(model, cache, directions, i))
         if level == "neuron":
             parts.append(neuron_contributions(model, cache, directions, i))
@@ -124,7 +133,7 @@ def accumulated_scores(
     cache: ActivationCache, directions: Float[Tensor, "d_model *direction"], layer: int = -1
 ) -> Float[Tensor, "layer batch pos *direction"]:
     """The dot product of `resid_post` with each direction, after every layer up to and with `layer`."""
-    last = layer % cache.n_layers
+    last = _checked_layer(layer, cache.n_layers)
     resid = [cache["resid_post", i] for i in range(last + 1)]
     return torch.stack([torch.tensordot(stream, directions, 1) for stream in resid])
 

@@ -1,7 +1,7 @@
 """Attribution patching: every patch of a sweep estimated from one gradient, to first order.
 
 The exact sweep costs a token step a patch, so the estimate is needed only where even that is too much; what
-it is good for is to see how linear the model is. Both take the same arguments and give the same shapes.
+it is good for is to see how linear the model is. Both give the same shapes.
 
 Source: Nanda 2023, "Attribution Patching: Activation Patching At Industrial Scale".
 """
@@ -28,6 +28,7 @@ from interp.rows import Activations, Base, branches_at, half_block
 from othello_gpt import OthelloGPT
 
 
+@torch.no_grad()
 def attribution_sweep(
     model: OthelloGPT,
     clean: Games,
@@ -40,12 +41,20 @@ def attribution_sweep(
     """What `patch_sweep` gives, estimated: the metric of the corrupted run, plus change times gradient.
 
     A patch adds its change to the residual stream, so one gradient of the metric with respect to the stream at
-    each place serves every site. Arguments and results are those of `patch_sweep`.
+    each place serves every site. Arguments and results are those of `patch_sweep`, but for the metric, which must
+    look at the last position only.
     """
+    if not isinstance(metric, LastMetric):
+        raise ValueError(
+            "`metric` must be an `interp.metrics.LastMetric`, which has a gradient by pair."
+        )
     pairs, sites = checked_pairs(model, clean, corrupted), checked_sites(sites)
     spaces = None if within is None else within.reshape(-1, *within.shape[-2:])
     results = empty_results(model, len(pairs), sites, 1 if spaces is None else len(spaces))
-    for some, max_rows in chunks(model, [game for _, game in pairs], memory):
+    metric.check(len(pairs))
+    # The gradient needs the activations of all layers at once.
+    games, memory = [game for _, game in pairs], memory // model.cfg.n_layers
+    for some, max_rows in chunks(model, games, memory, results[sites[0]].shape[-1]):
         base = base_of_pairs(model, [pairs[i] for i in some], None, some)
         of_some = metric.of_pairs(torch.tensor(some, device=model.device))
         plain, gradients, climbed = _gradients(model, base, of_some)

@@ -35,6 +35,15 @@ class LastMetric:
         """The metric of many runs of each pair, from their logits after the last move."""
         return self.score(logits, *(value[:, None] for value in self.values))
 
+    def check(self, n_pairs: int) -> None:
+        """Raises ValueError unless each of the values has one entry, or one a pair."""
+        for value in self.values:
+            if len(value) not in (1, n_pairs):
+                raise ValueError(
+                    f"the metric was made for {len(value)} pairs, but {n_pairs} are swept: each pair would be "
+                    "scored by the values of another. Make it from the same pairs, in the same order."
+                )
+
     def of_pairs(self, pairs: Int[Tensor, " pair"]) -> "LastMetric":
         """The metric of some of the pairs."""
         values = (

@@ -50,18 +50,19 @@ def find_pairs(
         max_changes: how many replies may be legal after one of the two only; 1 means the answer alone, None
             any number.
         square: only pairs in which this square is mine after one game and theirs after the other.
-        per_game: how many pairs a game may give at most, so that an average is one over games.
+        per_game: how many pairs a game may give at most, so that an average is one over games; none comes twice.
     """
     games = np.asarray(games)
     found = [pair for n in n_moves for pair in _candidates(games, n, max_changes, square)]
     ranked = sorted(_with_drops(model, found), key=lambda pair: (pair.distance, -pair.drop))
     n_taken = np.zeros(len(games), dtype=int)
-    kept = []
-    for pair in ranked:
-        n_taken[pair.game] += 1
-        if n_taken[pair.game] <= per_game:
-            kept.append(pair)
-    return kept
+    kept: dict[bytes, RankedPair] = {}  # games that begin alike give the same pair
+    for ranking in ranked:
+        key = b"".join(np.int8(field).tobytes() for field in ranking.pair)
+        if key not in kept and n_taken[ranking.game] < per_game:
+            n_taken[ranking.game] += 1
+            kept[key] = ranking
+    return list(kept.values())
 
 
 def find_pair(

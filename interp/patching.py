@@ -64,8 +64,9 @@ def patch_sweep(
         within: patch only the part of the change inside a subspace: a projection from `onto`, or several,
             each of which is a run of its own.
         clean_cache: of the clean runs, which are then of one length: saves running them, and the positions
-            before the last. It needs "k" and "v" of every layer and what is patched ("z" for "result",
-            "resid_pre" of block 0 for "embed"), and "unembed.hook_out" for a metric that is no `LastMetric`.
+            before the last, in which nothing may have been edited. It needs "k" and "v" of every layer, what is
+            patched ("z" for "result", "resid_pre" of block 0 for "embed"), and "unembed.hook_out" for a metric
+            that is no `LastMetric`.
         memory: bytes that the sweep may take at a time, above the weights and the results.
         progress: show a bar that counts patched runs.
 
@@ -81,7 +82,7 @@ def patch_sweep(
     pairs = checked_pairs(model, clean, corrupted)
 
     if clean_cache is not None:
-        _check_cache(clean_cache, pairs)
+        _check_cache(model, clean_cache, pairs)
 
     def base(some: list[int]) -> Base:
         return base_of_pairs(model, [pairs[i] for i in some], clean_cache, some)
@@ -115,6 +116,7 @@ def patch_sweep_by_rank(
     shares = [list(range(first, len(clean), n_ranks)) for first in range(n_ranks)]
     own = shares[rank]
     if isinstance(metric, LastMetric):
+        metric.check(len(clean))
         metric = metric.of_pairs(torch.tensor(own, dtype=torch.long))
     own_clean, own_corrupted = ([games[i] for i in own] for games in (clean, corrupted))
     results = patch_sweep(model, own_clean, own_corrupted, metric, sites, **options)
@@ -159,17 +161,16 @@ class Patch(NamedTuple):
 
     site: str
     layer: int
-    pos: int
-    part: int | None = (
-        None  # the head of "q", "k", "v", "z" and "result", the neuron of "pre" and "post"
-    )
+    pos: int  # of "pattern" and "attn_scores", the query's
+    # the head of "q", "k", "v", "z", "result", "pattern" and "attn_scores", the neuron of "pre" and "post"
+    part: int | None = None
 
 
 @torch.no_grad()
 def patch_together(
     model: OthelloGPT,
-    clean: Int[Tensor, " pos"],
-    corrupted: Int[Tensor, " pos"],
+    clean: Int[Tensor, "*game pos"],
+    corrupted: Int[Tensor, "*game pos"],
     metric: Metric,
     patches: Sequence[Sequence[Patch]],
     memory: int = 2**27,
@@ -185,6 +186,11 @@ def patch_together(
         memory: bytes that a batch may take.
     """
     check_unhooked(model)
+    clean, corrupted = _one_game(clean), _one_game(corrupted)
+    if clean.shape != corrupted.shape:
+        raise ValueError(
+            f"`clean` has {len(clean)} moves and `corrupted` {len(corrupted)}: the games must be of equal length."
+        )
     sites = {get_act_name(patch.site, patch.layer) for run in patches for patch in run}
     _, clean_cache = model.run_with_cache(clean, sorted(sites))
     starts = [f"resid_pre{layer}" for layer in range(model.cfg.n_layers)]
@@ -204,6 +210,14 @@ def patch_together(
     return effects
 
 
+def _one_game(tokens: Int[Tensor, "*game pos"]) -> Int[Tensor, " pos"]:
+    if tokens.ndim > 2 or (tokens.ndim == 2 and len(tokens) != 1):
+        raise ValueError(
+            f"one game is wanted, [pos] or [1 pos], not tokens of {tuple(tokens.shape)}."
+        )
+    return tokens.reshape(-1)
+
+
 def _patch_hooks(
     runs: Sequence[Sequence[Patch]], clean: ActivationCache
 ) -> list[tuple[str, Callable]]:
@@ -214,11 +228,14 @@ def _patch_hooks(
             by_site.setdefault(get_act_name(patch.site, patch.layer), []).append((row, patch))
 
     def hook_of(patches: list[tuple[int, Patch]]) -> Callable:
+        by_head = patches[0][1].site in ("pattern", "attn_scores")  # [batch head query key]
+
         def patch_rows(activation: Tensor, *, hook: HookPoint) -> Tensor:
             patched = activation.clone()
             for row, patch in patches:
-                part = ... if patch.part is None else patch.part
-                patched[row, patch.pos, part] = clean[hook.name][0, patch.pos, part]
+                part = slice(None) if patch.part is None else patch.part
+                where = (part, patch.pos) if by_head else (patch.pos, part)
+                patched[(row, *where)] = clean[hook.name][(0, *where)]
             return patched
 
         return patch_rows
@@ -234,8 +251,8 @@ def _scores(metric: Metric, logits: Float[Tensor, "run pos d_vocab"]) -> Float[T
 
 def patch_grid(
     model: OthelloGPT,
-    clean: Int[Tensor, " pos"],
-    corrupted: Int[Tensor, " pos"],
+    clean: Int[Tensor, "*game pos"],
+    corrupted: Int[Tensor, "*game pos"],
     metric: Metric,
     sites: Iterable[str] = ("resid_pre", "attn_out", "mlp_out"),
     memory: int = 2**27,
@@ -244,7 +261,7 @@ def patch_grid(
 
     Before the first move in which the games differ a patch changes nothing, and nothing is run.
     """
-    sites = checked_sites(sites)
+    sites, clean, corrupted = checked_sites(sites), _one_game(clean), _one_game(corrupted)
     differ = (clean != corrupted).nonzero()
     first = int(differ[0]) if len(differ) else len(clean)
     results = {}
@@ -294,8 +311,10 @@ def sweep_games(
     spaces = None if within is None else within.reshape(-1, *within.shape[-2:])
     n_spaces = 1 if spaces is None else len(spaces)
     results = empty_results(model, len(games), sites, n_spaces)
+    if isinstance(metric, LastMetric):
+        metric.check(len(games))
     with _bar(sum(result.numel() for result in results.values()), progress) as bar:
-        for some, max_rows in chunks(model, games, memory):
+        for some, max_rows in chunks(model, games, memory, n_spaces):
             earlier = None if before is None else before[some]
             for branch, parts, logits in replay(model, base(some), sites, spaces, max_rows):
                 site, layer = branch.key
@@ -386,15 +405,19 @@ def _clean_row(site: str, layer: int, here: Tensor) -> Tensor:
 
 
 def chunks(
-    model: OthelloGPT, games: Sequence[Tensor], memory: int
+    model: OthelloGPT, games: Sequence[Tensor], memory: int, per_part: int = 1
 ) -> Iterator[tuple[list[int], int]]:
-    """Games of one length, as many as half the memory has room for, and how many rows have room in all."""
+    """Games of one length, as many as half the memory has room for, and how many rows have room in all.
+
+    Args:
+        per_part: the rows of a game that must run together, one for each subspace.
+    """
     cfg, itemsize = model.cfg, model.W_E.element_size()
     for same in by_length(games):
         n_pos = games[same[0]].shape[0]
         row = bytes_of_a_row(cfg, n_pos, itemsize)
         past = 2 * cfg.n_layers * n_pos * cfg.n_heads * cfg.d_head * itemsize
-        n_games = max(1, memory // 2 // ((n_pos + 1) * row + past))
+        n_games = max(1, memory // 2 // (max(n_pos + 1, per_part) * row + past))
         for i in range(0, len(same), n_games):
             some = same[i : i + n_games]
             yield some, max(1, (memory - len(some) * past) // row)
@@ -469,7 +492,9 @@ def _check_pair(clean: Tensor, corrupted: Tensor) -> None:
         )
 
 
-def _check_cache(cache: ActivationCache, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+def _check_cache(
+    model: OthelloGPT, cache: ActivationCache, pairs: Sequence[tuple[Tensor, Tensor]]
+) -> None:
     held = tuple(cache["k", 0].shape[:2])
     needed = {(len(pairs), len(clean)) for clean, _ in pairs}
     if needed != {held}:
@@ -477,4 +502,10 @@ def _check_cache(cache: ActivationCache, pairs: Sequence[tuple[Tensor, Tensor]])
             f"`clean_cache` holds {held[0]} games of {held[1]} positions, but the pairs are "
             f"{', '.join(f'{n} of {n_pos}' for n, n_pos in sorted(needed))}. Make it from the clean "
             "games of one length, in the same order."
+        )
+    clean = torch.stack([clean for clean, _ in pairs]).to(model.device)
+    if "embed" in cache and not torch.equal(cache["embed"], model.W_E[clean]):
+        raise ValueError(
+            "`clean_cache` is of other games than `clean`: its embeddings differ. When `clean` and `corrupted` "
+            "change places, the cache must be of the new clean games too."
         )

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.metrics import Metric
+from interp.metrics import LastMetric, Metric
 from interp.patching import (
     Games,
     base_of_pairs,
@@ -75,6 +75,8 @@ def path_sweep(
         site: torch.full((len(pairs), len(names) + 1, *size), torch.nan, dtype=model.dtype)
         for site, size in sizes(model, senders).items()
     }
+    if isinstance(metric, LastMetric):
+        metric.check(len(pairs))
     for some, max_rows in chunks(model, [game for _, game in pairs], memory):
         base = base_of_pairs(model, [pairs[i] for i in some], None, some)
         past = list(base.past)
@@ -99,14 +101,16 @@ def _paths(
     for place in range(2 * model.cfg.n_layers):
         known += branches_at(model, place, Activations(rows, made, written), base, senders)
         made, written = half_block(model, place, rows, base.n_before, past)
+        before, rows = rows[:, own].clone(), rows + written  # copies: views would keep all rows
+        at = rows[:, own].clone()
         for sender in known:
-            heard = partial(_heard, model, place, rows[:, own], past, sender.change)
-            at, key = (rows + written)[:, own], (*sender.key, place)
+            heard = partial(_heard, model, place, before, past, sender.change)
+            key = (*sender.key, place)
             paths.append(sender._replace(key=key, place=place + 1, at=at, change=heard))
-        rows = rows + written
     end = 2 * model.cfg.n_layers
     known += branches_at(model, end, Activations(rows, made, written), base, senders)
-    paths += [s._replace(key=(*s.key, end), place=end, at=rows[:, own]) for s in known]
+    at = rows[:, own].clone()
+    paths += [s._replace(key=(*s.key, end), place=end, at=at) for s in known]
     return paths, model.unembed(rows[:, : base.n_before])
 
 

@@ -91,10 +91,10 @@ class HookRegistry:
     unpickled model starts with an empty one.
     """
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: "Tapped") -> None:
         self.hooks: dict[str, tuple[Hook, ...]] = {}
         self.points: dict[str, HookPoint] = {}
-        self._sites = {path: module.sites for path, module in _tapped(root)}
+        self._root = root
 
     def point(self, site: str) -> HookPoint:
         """What hooks are given at every call of a site: always the same object."""
@@ -120,14 +120,15 @@ class HookRegistry:
                 self._set(site, left)
 
     def _set(self, site: str, hooks: tuple[Hook, ...]) -> None:
-        path, dot, name = site.rpartition(".")
-        if path + dot not in self._sites:  # the root names some of its sites with a dot
-            path, dot, name = "", "", site
-        sites = self._sites[path + dot]
+        path, _, name = site.rpartition(".")
+        module = _submodule(self._root, path)
+        if module is None:  # the root names some of its sites with a dot
+            module, name = self._root, site
         if hooks:
-            self.hooks[site], sites[name] = hooks, _calls(hooks, self.point(site))
+            self.hooks[site], module.sites[name] = hooks, _calls(hooks, self.point(site))
         else:
-            del self.hooks[site], sites[name]
+            del self.hooks[site]
+            module.sites.pop(name, None)  # another module may stand there by now
 
     @contextmanager
     def attached(self, hooks: Iterable[tuple[str, Hook]]) -> Iterator[None]:
@@ -141,7 +142,7 @@ class HookRegistry:
             self.remove({hook for _, hook in added})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"hooks": {}, "points": {}, "_sites": self._sites}
+        return {"hooks": {}, "points": {}, "_root": self._root}
 
 
 def _calls(hooks: Sequence[Hook], point: HookPoint) -> tuple[tuple[HookFn, HookPoint], ...]:
@@ -221,6 +222,15 @@ class Tapped(nn.Module):
     def is_hooked(self, site: str) -> bool:
         """Whether somebody listens to this site: for values that are made only on request."""
         return site in self.sites
+
+
+def _submodule(root: nn.Module, path: str) -> Tapped | None:
+    module: Any = root
+    for part in path.split(".") if path else ():
+        module = module._modules.get(part)
+        if module is None:
+            return None
+    return module if isinstance(module, Tapped) else None
 
 
 def _tapped(root: nn.Module) -> Iterator[tuple[str, Tapped]]:

@@ -153,3 +153,18 @@ def test_attributions_equal_the_reference():
                 parts = direct_logit_attribution(model, cache, token).values[:-1, game]
                 expected = fixture[f"dla/logit_attrs_{key}"][:, game]
                 assert (parts - expected).abs().max() < 1e-4 * expected.abs().max() + 1e-6, key
+
+
+def test_a_layer_that_is_not_there_is_an_error():
+    """It would wrap round to another in silence; the last may be counted from the end, and is labelled in full."""
+    model = fixture_model()
+    _, cache = model.run_with_cache(torch.tensor([[1, 2, 3]]))
+    n, eye = model.cfg.n_layers, torch.eye(model.cfg.d_model, dtype=model.dtype)
+    for split in (
+        lambda: contributions(cache, eye, n),
+        lambda: accumulated_scores(cache, eye, -n - 1),
+        lambda: head_contributions(model, cache, eye, n),
+    ):
+        with pytest.raises(ValueError, match=f"but the model has layers 0 to {n - 1}"):
+            split()
+    assert head_contributions(model, cache, eye, -1).labels[0] == f"attn{n - 1}.head0"

@@ -1,10 +1,11 @@
 """Attribution patching: the exact sweep to first order."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_strategies import models
-from test_patching import pairs
+from model_strategies import models, random_model
+from test_patching import CLEAN, CORRUPTED, SMALL, last_log_prob, pairs
 
 from interp.gradients import attribution_sweep
 from interp.metrics import log_probability
@@ -46,3 +47,13 @@ def test_estimates_within_subspaces_add_up(model, games):
         for site in SITES:
             total = (parts[site][i] - plain).sum(-1)
             assert torch.allclose(total, whole[site][i] - plain, rtol=0, atol=1e-9), site
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_estimate_keeps_no_graph_and_wants_a_metric_of_the_last_position():
+    """Results that held on to the run would fill the memory pair by pair."""
+    model = random_model(SMALL)
+    estimates = attribution_sweep(model, CLEAN, CORRUPTED, log_probability(7), SITES)
+    assert not any(effects.requires_grad for effects in estimates.values())
+    with pytest.raises(ValueError, match="must be an `interp.metrics.LastMetric`"):
+        attribution_sweep(model, CLEAN, CORRUPTED, last_log_prob)

@@ -1,5 +1,7 @@
 """Hooks: what they may do, what they may not, and that none outlives its run."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
@@ -319,3 +321,19 @@ def test_frozen_models_and_streams_have_gradients_too():
         model.run_with_hooks(TOKENS, bwd_hooks=[(sites, keep)])
     with pytest.raises(ValueError, match="direction is 'forward', but must be 'fwd' or 'bwd'"):
         model.add_hook("hook_embed", keep, dir="forward")
+
+
+def test_hooks_find_modules_that_were_put_in_later():
+    """A block exchanged for another, and one exchanged while it is hooked, which is then simply not hooked."""
+    model, seen = random_model(SMALL), []
+    hooks = [("blocks.1.hook_mlp_out", lambda a, hook: seen.append(hook.name))]
+    model.blocks[1] = copy.deepcopy(model.blocks[1])
+    model.run_with_hooks(TOKENS, hooks)
+    assert seen == ["blocks.1.hook_mlp_out"]
+    assert len(model.run_with_cache(TOKENS)[1]) == len(model.hook_names) - SMALL.n_layers
+
+    with model.hooks(hooks):
+        model.blocks[1] = copy.deepcopy(model.blocks[1])
+    model(TOKENS)
+    assert len(seen) == 1
+    assert model.registry.hooks == {}

@@ -90,3 +90,11 @@ def test_the_metric_of_pairs_is_one_for_the_whole_stream():
 
     assert len(pairs) > 5
     assert torch.allclose(effects[:, -1], torch.ones(len(pairs)).double(), rtol=0, atol=1e-8)
+
+
+def test_no_pair_comes_twice():
+    """Games that begin alike give the same pairs: after three moves there are few."""
+    found = find_pairs(random_model(SMALL), board.random_games(60, 3), (3,), max_changes=None)
+    keys = {tuple(np.concatenate([r.pair.clean, r.pair.corrupted, [r.pair.answer]])) for r in found}
+
+    assert len(keys) == len(found) > 20

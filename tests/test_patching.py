@@ -13,6 +13,8 @@ from model_strategies import models, random_model, token_batches
 from reference_model import fixture_model, load_fixture
 
 from interp import rows
+from interp.ablation import ablation_sweep, last_values
+from interp.gradients import attribution_sweep
 from interp.metrics import (
     LastMetric,
     kl_divergence,
@@ -30,6 +32,7 @@ from interp.patching import (
     patch_together,
     patching_metric,
 )
+from interp.paths import path_sweep
 from othello_gpt import GPTConfig, OthelloGPT, get_act_name
 from othello_gpt.games import example_pair, games_to_tokens
 from othello_gpt.vocab import square_to_token
@@ -124,6 +127,12 @@ def test_rows_stay_within_the_memory(monkeypatch):
 
     assert swept["post"].shape == (4, 3, 900)
     assert 250 < max(seen) <= 300
+    seen.clear()
+    many, within = CLEAN.repeat(40, 1), torch.eye(8, dtype=torch.float64).repeat(64, 1, 1)
+    patch_sweep(
+        model, many, CORRUPTED.repeat(40, 1), log_probability(7), ["z"], within, memory=memory
+    )
+    assert max(seen) <= 300
 
 
 @settings(max_examples=10)
@@ -236,6 +245,23 @@ def test_patches_together_equal_a_hooked_run_of_each(model, tokens, data):
             hooks.append((get_act_name(patch.site, patch.layer), hook_fn))
         expected = first_and_last(model.run_with_hooks(corrupted, hooks))
         assert torch.allclose(effect, expected, rtol=0, atol=1e-10), run
+
+
+def test_patterns_are_patched_at_the_query():
+    """Of one head or of all; a game may come with its batch axis."""
+    model, metric = random_model(SMALL), log_probability(7)
+    for site, head in (("pattern", None), ("attn_scores", 1)):
+        patch, heads = Patch(site, 1, 2, head), slice(None) if head is None else head
+        effect = patch_together(model, CLEAN, CORRUPTED, metric, [[patch]])
+        _, cache = model.run_with_cache(CLEAN)
+
+        def take_row(activation, hook, heads=heads, cache=cache):
+            activation[0, heads, 2] = cache[hook.name][0, heads, 2]
+
+        hooks = [(get_act_name(site, 1), take_row)]
+        expected = metric(model.run_with_hooks(CORRUPTED, hooks))
+        assert torch.allclose(effect[0], expected, rtol=0, atol=1e-10)
+        assert (expected - metric(model(CORRUPTED))).abs() > 1e-6
 
 
 @settings(max_examples=10)
@@ -443,6 +469,36 @@ def test_the_cache_of_other_games_is_an_error():
     _, cache = model.run_with_cache(CLEAN[:, :2])
     with pytest.raises(ValueError, match="holds 1 games of 2 positions, but the pairs are 1 of 3"):
         patch_sweep(model, CLEAN, CORRUPTED, last_log_prob, clean_cache=cache)
+    _, cache = model.run_with_cache(CLEAN)
+    with pytest.raises(ValueError, match="is of other games than `clean`"):
+        patch_sweep(model, CORRUPTED, CLEAN, last_log_prob, clean_cache=cache)
+
+
+def test_values_of_other_pairs_are_an_error():
+    """A metric or ablations made for more games than are swept would score each by another's."""
+    model, metric = random_model(SMALL), log_probability(torch.tensor([1, 2, 3]))
+    clean, corrupted = CLEAN.repeat(2, 1), CORRUPTED.repeat(2, 1)
+    sweeps = (
+        lambda: patch_sweep(model, clean, corrupted, metric),
+        lambda: attribution_sweep(model, clean, corrupted, metric),
+        lambda: path_sweep(model, clean, corrupted, metric),
+    )
+    for sweep in sweeps:
+        with pytest.raises(ValueError, match="made for 3 pairs, but 2 are swept"):
+            sweep()
+    values = last_values(model, [CLEAN[0]] * 3)
+    with pytest.raises(ValueError, match="`values` are of 3 games, but 2 are swept"):
+        ablation_sweep(model, clean, last_log_prob, values=values)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_the_slower_road_takes_two_games_of_equal_length():
+    """One each."""
+    model, games = random_model(SMALL), CLEAN.repeat(2, 1)
+    with pytest.raises(ValueError, match="`clean` has 3 moves and `corrupted` 2"):
+        patch_together(model, CLEAN, CORRUPTED[:, :2], last_log_prob, [[]])
+    with pytest.raises(ValueError, match="one game is wanted"):
+        patch_grid(model, games, games, last_log_prob)
 
 
 def test_a_hooked_model_is_refused():
