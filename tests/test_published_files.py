@@ -1,6 +1,6 @@
 """Files that are not part of the project, in the folder that OTHELLO_GPT_REFERENCE names; else skipped.
 
-Two checkpoints, and figures of the real synthetic model: the plot data of N. Nanda's Othello_GPT_Circuits notebook.
+A checkpoint in two layouts, and figures of the real synthetic model: the plot data of N. Nanda's Othello_GPT_Circuits notebook.
 They check our board and our conventions against a model that we do not have.
 """
 
@@ -40,7 +40,7 @@ def games(figures) -> np.ndarray:
     return np.stack([parse_moves(" ".join(g)) for g in figures["focus_games_0_to_9_first59_moves"]])
 
 
-def log_probs(source: Path | None, dtype: torch.dtype) -> torch.Tensor:
+def log_probs(source: Path, dtype: torch.dtype) -> torch.Tensor:
     tokens = games_to_tokens(board.random_games(60, seed=5))
     with torch.no_grad():
         return OthelloGPT.from_pretrained(source, dtype=dtype)(tokens).log_softmax(-1)
@@ -52,15 +52,6 @@ def test_both_layouts_give_the_same_log_probabilities():
         theirs, mingpt = (log_probs(path, dtype) for path in LAYOUTS)
         largest = 1.0 if dtype == torch.float64 else mingpt.abs().max()
         assert (theirs - mingpt).abs().max() < 1e-5 * largest, dtype
-
-
-def test_the_packaged_weights_are_these_in_half_precision():
-    """Their log-probabilities of moves that are not absurd differ by the rounding to float16 alone."""
-    packaged, original = log_probs(None, torch.float64), log_probs(LAYOUTS[1], torch.float64)
-    likely = original > -10
-
-    assert (packaged - original)[likely].abs().max() < 0.1
-    assert (packaged.exp() - original.exp()).abs().max() < 5e-3
 
 
 def test_the_exercise_s_games_are_legal_with_one_forfeit(games):
