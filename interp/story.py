@@ -123,11 +123,17 @@ def tell(
         n_pairs: pairs from random games over which the sweep is averaged.
 
     Raises:
-        ValueError: `game` does not begin with the clean game.
+        ValueError: `game` does not begin with the clean game, or `probes` are not those of all layers in order.
     """
     game = pair.clean if game is None else game
     if not np.array_equal(game[: len(pair.clean)], pair.clean):
         raise ValueError("`game` must begin with the pair's clean game: its moves differ.")
+    layers = [probe.layer for probe in probes]
+    if layers != list(range(model.cfg.n_layers)):
+        raise ValueError(
+            f"`probes` are of layers {layers}: give those of 0 to {model.cfg.n_layers - 1} in order, for "
+            "instance from `fit_probes` with `layers=range(model.cfg.n_layers)`."
+        )
     steps = _steps(progress)
     next(steps)
     clean, corrupted = (games_to_tokens(game[None]) for game in (pair.clean, pair.corrupted))
@@ -143,10 +149,6 @@ def tell(
     games = torch.from_numpy(board.random_games(n_games, seed))
     accuracy = probe_accuracy(model, probes, games)
     next(steps)
-    believed = [
-        probe.probabilities(cache["resid_post", probe.layer][0, -1]) @ torch.tensor([0.0, -1, 1])
-        for probe in probes
-    ]
     best = probes[int(accuracy.by_layer.argmax())]
     layer = model.cfg.n_layers - 3  # where the exercise looks: layer 5 of 8
     _, varied = model.run_with_cache(games_to_tokens(games), f"post{layer}")
@@ -158,12 +160,13 @@ def tell(
     rule_games = AtlasGames.random(2 * n_games, seed)
     neurons = _read_neurons(model, best, [*varying, *carrying], rule_games)
     next(steps)
+    played = playback(model, probes, game, {len(pair.clean) - 1: token})
     log_probs = [lg[0, -1].log_softmax(-1)[token].item() for lg in (logits, corrupted_logits)]
     return Story(
         pair=pair,
         record=board.play(pair.clean),
         probabilities=logits[0, -1].softmax(-1),
-        believed=torch.stack(believed),
+        believed=played.believed[len(pair.clean) - 1],
         accuracy=accuracy,
         contributions=direct_logit_attribution(model, cache, token),
         written=contributions(cache.select(pos=-1), best.mine, best.layer),
@@ -174,7 +177,7 @@ def tell(
         neurons=neurons[: len(varying)],
         circuit=circuit,
         carriers=tuple(sorted(neurons[len(varying) :], key=lambda reading: reading[:2])),
-        played=playback(model, probes, game, {len(pair.clean) - 1: token}),
+        played=played,
     )
 
 

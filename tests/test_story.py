@@ -2,13 +2,19 @@
 
 import pytest
 import torch
+from model_strategies import random_model
 
 from interp.arena import calculate_attn_and_mlp_probe_score_contributions
 from interp.patching import patch_sweep, patching_metric
-from interp.story import shipped_probes, summary
-from othello_gpt import OthelloGPT
-from othello_gpt.games import games_to_tokens
+from interp.playback import playback
+from interp.probes import fit_probes
+from interp.story import shipped_probes, summary, tell
+from othello_gpt import GPTConfig, OthelloGPT, board
+from othello_gpt.games import example_game, example_pair, games_to_tokens
 from othello_gpt.vocab import label_to_token, square_to_label
+
+TINY = random_model(GPTConfig(n_layers=2, d_model=16, n_heads=2, d_head=4, d_mlp=12))
+PROBES = fit_probes(TINY, torch.from_numpy(board.random_games(8, seed=1)))  # of -1, 0 and 1
 
 
 def test_figures_equal_what_the_calls_give(story):
@@ -61,3 +67,20 @@ def test_averages_are_of_the_pairs_that_they_name(story):
         assert ((low <= mean) & (mean <= high)).all()
         line = f"{site:9} 5: {mean[5].item():z6.3f} ({low[5].item():z.3f} to {high[5].item():z.3f})"
         assert line in summary(story)
+
+
+def test_each_probe_of_a_playback_reads_its_own_layer():
+    """The embeddings' too, which are called so."""
+    played = playback(TINY, PROBES, example_game())
+    _, cache = TINY.run_with_cache(games_to_tokens(example_game()))
+    for row, site in enumerate((("resid_pre", 0), ("resid_post", 0), ("resid_post", 1))):
+        belief = PROBES[row].probabilities(cache[site][0, : len(played.squares)])
+        assert torch.allclose(played.believed[:, row], belief[..., 2] - belief[..., 1])
+    assert played.believers == ("embeddings", "layer 0", "layer 1")
+
+
+def test_a_story_needs_the_probes_of_all_layers_in_order():
+    """Neither the embeddings' besides, nor another order, nor too few."""
+    for probes in (PROBES, PROBES[:0:-1], PROBES[1:2]):
+        with pytest.raises(ValueError, match="give those of 0 to 1 in order"):
+            tell(TINY, probes, example_pair())
