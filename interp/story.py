@@ -123,17 +123,11 @@ def tell(
         n_pairs: pairs from random games over which the sweep is averaged.
 
     Raises:
-        ValueError: `game` does not begin with the clean game, or `probes` are not those of all layers in order.
+        ValueError: `game` does not begin with the clean game, `probes` are not those of all layers in order, or
+            the answer is not a legal reply to the clean game only.
     """
     game = pair.clean if game is None else game
-    if not np.array_equal(game[: len(pair.clean)], pair.clean):
-        raise ValueError("`game` must begin with the pair's clean game: its moves differ.")
-    layers = [probe.layer for probe in probes]
-    if layers != list(range(model.cfg.n_layers)):
-        raise ValueError(
-            f"`probes` are of layers {layers}: give those of 0 to {model.cfg.n_layers - 1} in order, for "
-            "instance from `fit_probes` with `layers=range(model.cfg.n_layers)`."
-        )
+    _check_asked(model, probes, pair, game)
     steps = _steps(progress)
     next(steps)
     clean, corrupted = (games_to_tokens(game[None]) for game in (pair.clean, pair.corrupted))
@@ -179,6 +173,25 @@ def tell(
         carriers=tuple(sorted(neurons[len(varying) :], key=lambda reading: reading[:2])),
         played=played,
     )
+
+
+def _check_asked(
+    model: OthelloGPT, probes: Sequence[LinearProbe], pair: Pair, game: Int[ndarray, " ply"]
+) -> None:
+    if not np.array_equal(game[: len(pair.clean)], pair.clean):
+        raise ValueError("`game` must begin with the pair's clean game: its moves differ.")
+    layers = [probe.layer for probe in probes]
+    if layers != list(range(model.cfg.n_layers)):
+        raise ValueError(
+            f"`probes` are of layers {layers}: give those of 0 to {model.cfg.n_layers - 1} in order, for "
+            "instance from `fit_probes` with `layers=range(model.cfg.n_layers)`."
+        )
+    after = [board.play(side).legal[-1].flat[pair.answer] for side in (pair.clean, pair.corrupted)]
+    if after != [True, False]:
+        raise ValueError(
+            f"the answer {square_to_label(pair.answer)} must be a legal reply to the clean game and none to the "
+            "corrupted one: `find_pair` finds such a pair."
+        )
 
 
 def _average_sweep(model: OthelloGPT, n_pairs: int, seed: int) -> tuple[int, dict[str, Estimate]]:

@@ -91,7 +91,7 @@ def _pair_and_game(options: argparse.Namespace, model):
     """The pair, and the whole game that begins with its clean one."""
     from interp.pairs import find_pair
     from othello_gpt import board
-    from othello_gpt.games import Pair, example_game, example_pair, parse_moves
+    from othello_gpt.games import example_game, example_pair, parse_moves
     from othello_gpt.vocab import label_to_square
 
     if options.random is not None:
@@ -101,8 +101,6 @@ def _pair_and_game(options: argparse.Namespace, model):
     clean = game if options.game is not None else game[:21]
     corrupted = None if options.corrupted is None else parse_moves(options.corrupted)
     answer = None if options.answer is None else label_to_square(options.answer)
-    if corrupted is not None and answer is not None:
-        return Pair(clean, corrupted, answer), game
     named = (options.random, options.game, options.corrupted, options.answer)
     if all(name is None for name in named):
         return example_pair(), game

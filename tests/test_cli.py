@@ -47,6 +47,8 @@ def test_every_way_of_naming_a_pair_is_heeded():
     assert len(game) == 60
     with pytest.raises(ValueError, match="no other last move takes A0 away"):
         chosen("--answer", "A0")
+    with pytest.raises(ValueError, match="not this other last move takes A0 away"):
+        chosen("--answer", "A0", "--corrupted", corrupted)
     with pytest.raises(SystemExit):
         chosen("--random", "3", "--game", "C3 C4")
 

@@ -11,7 +11,7 @@ from interp.probes import fit_probes
 from interp.story import shipped_probes, summary, tell
 from othello_gpt import GPTConfig, OthelloGPT, board
 from othello_gpt.games import example_game, example_pair, games_to_tokens
-from othello_gpt.vocab import label_to_token, square_to_label
+from othello_gpt.vocab import label_to_square, label_to_token, square_to_label
 
 TINY = random_model(GPTConfig(n_layers=2, d_model=16, n_heads=2, d_head=4, d_mlp=12))
 PROBES = fit_probes(TINY, torch.from_numpy(board.random_games(8, seed=1)))  # of -1, 0 and 1
@@ -84,3 +84,13 @@ def test_a_story_needs_the_probes_of_all_layers_in_order():
     for probes in (PROBES, PROBES[:0:-1], PROBES[1:2]):
         with pytest.raises(ValueError, match="give those of 0 to 1 in order"):
             tell(TINY, probes, example_pair())
+
+
+def test_a_story_needs_an_answer_that_is_legal_after_the_clean_game_only():
+    """Neither one that is no reply at all, nor one that is a reply to both games."""
+    for label in ("A0", "D6"):
+        pair = example_pair()._replace(answer=label_to_square(label))
+        with pytest.raises(
+            ValueError, match=f"{label} must be a legal reply to the clean game and"
+        ):
+            tell(TINY, PROBES[1:], pair)
