@@ -5,6 +5,7 @@ mine and theirs, where `mine` is the colour of whoever moves next. It comes from
 break the parity of plies in a third of full-length random games.
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -73,16 +74,15 @@ TARGETS = {target.name: target for target in (MINE, BLACK, FLIPPED, PLAYED, LEGA
 def shuffled(target: Target, seed: int = 0) -> Target:
     """The same question with the answers of other games: what a probe can know without the board.
 
-    Games exchange labels ply by ply, so the shares of each ply and square stay, and all else is lost.
+    Each game takes the labels of a random game, ply by ply. Which one depends on the game itself and the seed, not
+    on the games beside it, so batches and ranks do not matter.
     """
 
     def labels(record: board.Record) -> ndarray:
-        labels = np.asarray(target.labels(record))
-        # by one place in a shuffled ring, so that no game keeps its own
-        ring = np.random.default_rng(seed).permutation(len(labels))
-        other = np.empty_like(ring)
-        other[ring] = np.roll(ring, 1)
-        return labels[other]
+        games = zip(record.state, record.mover != 0, strict=True)
+        numbers = [zlib.crc32(state[played].tobytes()) for state, played in games]
+        others = board.random_games_with_replies(np.array(numbers, dtype=np.int64), seed).squares
+        return np.asarray(target.labels(board.play(others[:, : record.state.shape[1]])))
 
     return Target(target.name, target.classes, labels)
 
