@@ -23,11 +23,11 @@ def input_weights(
 ) -> Float[Tensor, "d_mlp *direction"]:
     """How strongly every neuron of a layer reads along each direction: its unit input weights times it.
 
-    Cosines, when the directions have unit length. Two random directions have |cosine| about
-    1/sqrt(d_model). Figures of the literature assume folded weights.
+    Cosines, when the directions have unit length; 0 for a neuron without weights. Two random directions have
+    |cosine| about 1/sqrt(d_model). Figures of the literature assume folded weights.
     """
     W_in = model.blocks[layer].mlp.W_in.detach()
-    return torch.tensordot((W_in / W_in.norm(dim=0)).T, directions, 1)
+    return torch.tensordot(_unit(W_in).T, directions, 1)
 
 
 def output_weights(
@@ -35,7 +35,7 @@ def output_weights(
 ) -> Float[Tensor, "d_mlp *direction"]:
     """How strongly every neuron of a layer writes along each direction: its unit output weights times it."""
     W_out = model.blocks[layer].mlp.W_out.detach()
-    return torch.tensordot(W_out / W_out.norm(dim=1, keepdim=True), directions, 1)
+    return torch.tensordot(_unit(W_out.T).T, directions, 1)
 
 
 def logit_weights(
@@ -52,7 +52,7 @@ def logit_weights(
     w_out = model.blocks[layer].mlp.W_out[neuron].detach()
     W_U = model.W_U[:, 1:].detach()
     if cosine:
-        return (w_out / w_out.norm()) @ (W_U / W_U.norm(dim=0))
+        return _unit(w_out) @ _unit(W_U)
     return w_out @ W_U
 
 
@@ -61,10 +61,14 @@ def span_fraction(
 ) -> Float[Tensor, "*vector"]:
     """The share of each vector's squared length that lies in the span of the basis columns, 0 to 1.
 
-    A random vector scores the dimension of the span over d_model.
+    A random vector scores the dimension of the span over d_model, one of zeros 0.
     """
-    unit = vectors / vectors.norm(dim=0)
-    return torch.tensordot(basis.mT, unit, 1).square().sum(0)
+    return torch.tensordot(basis.mT, _unit(vectors), 1).square().sum(0)
+
+
+def _unit(vectors: Float[Tensor, "d_model *vector"]) -> Float[Tensor, "d_model *vector"]:
+    """The vectors at unit length; one of zeros stays so."""
+    return vectors / vectors.norm(dim=0).clamp(min=torch.finfo(vectors.dtype).tiny)
 
 
 def probe_basis(probe: LinearProbe, convention: str = "columns") -> Float[Tensor, "d_model k"]:
@@ -110,9 +114,18 @@ def top_neurons(
     Args:
         cache: a run over many games that kept `hook_post` of the layer.
         statistic: "std" or "kurtosis". Dead neurons, which never vary, come last in both.
-        pos: which positions count; the exercise page leaves out three at both ends, which changes the list.
+        pos: which positions count; the exercise page leaves out three at both ends, which changes the list. All
+            games count at each of them, those too that have ended before; games of full length have no such
+            positions.
+
+    Raises:
+        ValueError: fewer than two positions of all games together are left.
     """
     post = cache["post", layer][:, pos].flatten(0, 1)
+    if len(post) < 2:
+        raise ValueError(
+            f"`pos` leaves {len(post)} positions, but a spread needs two: give longer games or another `pos`."
+        )
     if statistic == "std":
         scores = post.std(dim=0)
     elif statistic == "kurtosis":
