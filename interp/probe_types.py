@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from interp.probe_formats import read_published
+from interp.probe_formats import read_published, refuse_options
 from interp.targets import MINE
 from othello_gpt import OthelloGPT
 
@@ -76,18 +76,22 @@ class Probe:
                 theirs), `resid_{l}_linear.pth`, `resid_{l}_flipped.pth`, or a `checkpoint.ckpt` of
                 Li et al. or Hazineh et al. with `proj.weight`, or `proj.0.weight` and `proj.2.weight`.
             layer: which layer of our own files, or what the others read; by default what the file or its
-                name says.
+                name says, or its folder's.
             classes: for `proj` files, the names of its three classes in the file's order, by
                 default Li's ("white", "empty", "black"); Hazineh's "New" probes are
                 ("mine", "empty", "theirs").
             mode: one mode of three as it is: "black to play", "white to play" or "all".
 
         Raises:
-            ValueError: another format or kind of probe, or a layer that cannot be known.
+            ValueError: another format or kind of probe, a layer that cannot be known, or an option that says
+                nothing of such a file.
         """
         path = Path(path)
-        probe = _load_own(path, layer) if path.suffix == ".safetensors" else None
-        probe = probe or _assembled(read_published(path, layer, classes, mode))
+        if path.suffix == ".safetensors":
+            refuse_options(path, classes=classes, mode=mode)
+            probe = _load_own(path, layer)
+        else:
+            probe = _assembled(read_published(path, layer, classes, mode))
         if not isinstance(probe, cls):
             kinds = type(probe).__name__, cls.__name__
             hint = "A two-layer probe is not linear and has no directions. " * (cls is LinearProbe)
@@ -100,7 +104,7 @@ class Probe:
     def load_all(cls: type[Kind], path: str | Path) -> list[Kind]:
         """The probes of every layer of one of our own files."""
         with safe_open(path, "pt") as file:
-            layers = json.loads((file.metadata() or {}).get("layers", "[]"))
+            layers = json.loads(_metadata(file, path)["layers"])
         return [cls.load(path, layer) for layer in layers]
 
 
@@ -223,16 +227,17 @@ def save_probes(probes: Sequence[Probe], path: str | Path) -> None:
     """Writes probes of one kind and target, one a layer, as safetensors with their metadata.
 
     Raises:
-        ValueError: none, or probes of several kinds, targets, classes or spaces.
+        ValueError: none, probes of several kinds, targets, classes or spaces, or two of one layer.
     """
+    layers = [probe.layer for probe in probes]
     kinds = {(type(probe), probe.classes, probe.space, probe.target) for probe in probes}
-    if len(kinds) != 1:
+    if len(kinds) != 1 or len(set(layers)) != len(layers):
         raise ValueError(
-            f"`probes` has {len(kinds)} kinds of probes, but a file holds one kind: same type, target, "
-            "classes and space, one probe a layer."
+            f"`probes` has {len(kinds)} kinds of probes, of layers {layers}, but a file holds one kind: same "
+            "type, target, classes and space, one probe a layer."
         )
     metadata = {
-        "layers": json.dumps([probe.layer for probe in probes]),
+        "layers": json.dumps(layers),
         "classes": json.dumps(probes[0].classes),
         "space": probes[0].space,
         "target": probes[0].target,
@@ -244,10 +249,20 @@ def save_probes(probes: Sequence[Probe], path: str | Path) -> None:
     partial.replace(path)
 
 
+def _metadata(file, path: str | Path) -> dict[str, str]:
+    metadata = file.metadata() or {}
+    if missing := {"layers", "classes", "space"} - set(metadata):
+        raise ValueError(
+            f"'{path}' is no file of probes, for its metadata lacks {', '.join(sorted(missing))}: `save_probes` "
+            "writes one."
+        )
+    return metadata
+
+
 def _load_own(path: Path, layer: int | None) -> Probe:
     with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-        layers = json.loads(metadata.get("layers", "[]"))
+        metadata = _metadata(file, path)
+        layers = json.loads(metadata["layers"])
         if layer is None and len(layers) == 1:
             layer = layers[0]
         if layer not in layers:
