@@ -88,7 +88,7 @@ def test_the_majority_of_the_same_games_is_the_best_of_constant_answers():
 
 
 def test_what_cannot_be_scored_is_refused():
-    """No games, an unknown target, other classes, another stream."""
+    """No games or positions, an unknown target, other classes, another stream."""
     model, probe = random_model(SMALL), random_probe()
     unknown = LinearProbe(probe.W, probe.b, 1, MINE.classes, "raw", "age")
     other = LinearProbe(probe.W, probe.b, 1, ("a", "b", "c"), "raw")
@@ -101,6 +101,21 @@ def test_what_cannot_be_scored_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             probe_accuracy(model, [wrong], games)
+    with pytest.raises(ValueError, match="no position is left from which somebody moves"):
+        probe_accuracy(model, [probe], HELD_OUT, positions=slice(70, 80))
+
+
+def test_games_may_be_numpy_s():
+    """As `board.random_games` gives them: the same counts."""
+    model, games = random_model(SMALL), HELD_OUT.numpy()
+    for score in (
+        lambda g: probe_accuracy(model, [random_probe()], g),
+        lambda g: majority_baseline(model, g, g),
+    ):
+        torch.manual_seed(1)
+        expected = score(HELD_OUT).right
+        torch.manual_seed(1)
+        assert torch.equal(score(games).right, expected)
 
 
 @pytest.mark.slow
