@@ -130,8 +130,6 @@ def _atlas(options: argparse.Namespace) -> int:
     from othello_gpt import OthelloGPT
 
     model, games = OthelloGPT.from_pretrained(), AtlasGames.random(options.games)
-    if bad := [layer for layer in options.layer or () if not 0 <= layer < model.cfg.n_layers]:
-        raise ValueError(f"`--layer` is {bad[0]}: layers are 0 to {model.cfg.n_layers - 1}.")
     probes = shipped_probes()
     accuracy = probe_accuracy(model, probes, torch.from_numpy(games.held_out[:50]))
     best = probes[int(accuracy.by_layer.argmax())]
@@ -181,8 +179,10 @@ def _add_intervene(commands) -> None:
     intervene = commands.add_parser("intervene", help="edits of the believed board, with controls")
     _add_checkpoint(intervene)
     intervene.add_argument("--cases", type=Path, help="published cases, intervention_benchmark.pkl")
-    intervene.add_argument("--n", type=int, default=200, help="how many cases of our own otherwise")
-    intervene.add_argument("--unnatural", action="store_true", help="boards that no game reaches")
+    intervene.add_argument("--n", type=int, help="how many cases of our own otherwise; 200")
+    intervene.add_argument(
+        "--unnatural", action="store_true", help="of our own, boards that no game reaches"
+    )
     intervene.add_argument("--presets", nargs="+", metavar="PRESET", help="all if left out")
     intervene.add_argument(
         "--games",
@@ -205,8 +205,11 @@ def _intervene(options: argparse.Namespace) -> int:
     known, progress = presets(model), sys.stderr.isatty()
     if unknown := set(options.presets or ()) - set(known):
         raise ValueError(f"no preset is named {', '.join(unknown)}: there are {', '.join(known)}.")
+    if options.cases and (options.n is not None or options.unnatural):
+        raise ValueError("`--cases` brings all its own: leave `--n` and `--unnatural` out.")
     make = unnatural_cases if options.unnatural else natural_cases
-    cases = published_cases(options.cases) if options.cases else make(options.n, seed=2)
+    n = 200 if options.n is None else options.n
+    cases = published_cases(options.cases) if options.cases else make(n, seed=2)
     if options.file is None:
         probes = shipped_probes()
     else:

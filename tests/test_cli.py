@@ -75,3 +75,12 @@ def test_the_benchmarks_need_a_checkout(monkeypatch, tmp_path, capsys):
 
     assert cli.main(["bench"]) == 1
     assert "Clone the repository" in capsys.readouterr().err
+
+
+def test_published_cases_come_alone(capsys):
+    """The options of our own cases beside them are refused, and so are no cases."""
+    for options in (["--n", "1"], ["--unnatural"]):
+        assert cli.main(["intervene", "--cases", "cases.pkl", *options]) == 1
+        assert "leave `--n` and `--unnatural` out" in capsys.readouterr().err
+    assert cli.main(["intervene", "--n", "0"]) == 1
+    assert "there must be at least one case" in capsys.readouterr().err
