@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
+from interp.neurons import unembedding
 from interp.positions import Positions, positions_of
 from interp.rules import Rule
 from othello_gpt import ActivationCache, OthelloGPT
@@ -107,7 +108,7 @@ def causal_checks(
     """
     logits, cache = replay_cache(model, squares)
     positions = positions_of(squares)
-    weights = model.W_out[layer].detach() @ model.W_U[:, 1:].detach()  # [neuron, move]
+    weights = model.W_out[layer].detach() @ unembedding(model)  # [neuron, move]
     weights = weights - weights.mean(1, keepdim=True)
     checks = {}
     for neuron, rule in rules.items():

@@ -47,13 +47,18 @@ def logit_weights(
     square and is left out before anything is normalised.
 
     Args:
-        cosine: cosines of the output weights with the columns of W_U, in place of raw dot products.
+        cosine: cosines of the output weights with the directions that the logits read, in place of raw dot products.
     """
     w_out = model.blocks[layer].mlp.W_out[neuron].detach()
-    W_U = model.W_U[:, 1:].detach()
+    W_U = unembedding(model)
     if cosine:
         return _unit(w_out) @ _unit(W_U)
     return w_out @ W_U
+
+
+def unembedding(model: OthelloGPT) -> Float[Tensor, "d_model move=60"]:
+    """Along which the 60 moves' logits read the residual stream: W_U with the final LayerNorm's weight, 1 if folded."""
+    return (model.ln_final.w[:, None] * model.W_U[:, 1:]).detach()
 
 
 def span_fraction(
@@ -222,7 +227,7 @@ def neuron_table(
     spans = {
         "probe_span": probe_basis(probe),
         "probe_span_arena": probe_basis(probe, "arena"),
-        "unembed_span": torch.linalg.qr(model.W_U[:, 1:].detach()).Q,
+        "unembed_span": torch.linalg.qr(unembedding(model)).Q,
     }
     statistics = _activity(model, cache, squares)
     statistics["in_out_cosine"] = torch.cosine_similarity(W_in, W_out, dim=-1)
@@ -233,7 +238,7 @@ def neuron_table(
     return NeuronTable(
         reads=torch.stack([input_weights(model, layer, directions) for layer in layers]),
         writes=torch.stack([output_weights(model, layer, directions) for layer in layers]),
-        logits=W_out @ model.W_U[:, 1:].detach(),
+        logits=W_out @ unembedding(model),
         statistics={name: statistics[name] for name in STATISTICS},
         baselines=baselines | {"cosine": model.cfg.d_model**-0.5},
     )

@@ -64,9 +64,9 @@ def test_a_neuron_without_weights_reads_and_writes_nothing():
 
 
 def test_logit_weights_leave_the_padding_out_before_normalising():
-    """Sixty values; the raw ones are what one unit of activation adds to the logits."""
+    """Sixty values; the raw ones are what one unit adds, the final LayerNorm's weight included, its scale held."""
     model = random_model(SMALL)
-    w_out, W_U = model.W_out[0, 5], model.W_U[:, 1:]
+    w_out, W_U = model.W_out[0, 5], model.ln_final.w[:, None] * model.W_U[:, 1:]
 
     assert torch.allclose(logit_weights(model, 0, 5), w_out @ W_U)
     cosines = torch.cosine_similarity(w_out[:, None], W_U, dim=0)
