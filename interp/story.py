@@ -144,7 +144,7 @@ def tell(
     accuracy = probe_accuracy(model, probes, games)
     next(steps)
     best = probes[int(accuracy.by_layer.argmax())]
-    layer = model.cfg.n_layers - 3  # where the exercise looks: layer 5 of 8
+    layer = max(model.cfg.n_layers - 3, 0)  # where the exercise looks: layer 5 of 8
     _, varied = model.run_with_cache(games_to_tokens(games), f"post{layer}")
     varying = [(layer, neuron) for neuron in top_neurons(varied, layer, 6).tolist()]
     next(steps)

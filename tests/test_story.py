@@ -4,6 +4,7 @@ import pytest
 import torch
 from model_strategies import random_model
 
+from interp import report
 from interp.arena import calculate_attn_and_mlp_probe_score_contributions
 from interp.patching import patch_sweep, patching_metric
 from interp.playback import playback
@@ -94,3 +95,12 @@ def test_a_story_needs_an_answer_that_is_legal_after_the_clean_game_only():
             ValueError, match=f"{label} must be a legal reply to the clean game and"
         ):
             tell(TINY, PROBES[1:], pair)
+
+
+def test_a_story_is_told_of_models_of_any_depth_and_dtype():
+    """Two layers in float64, as text and as a page."""
+    told = tell(TINY, PROBES[1:], example_pair(), n_games=4, n_pairs=12)
+
+    assert "Neurons of layer 0 that vary most" in summary(told)
+    assert "layer 1" in report.page(told)
+    assert torch.equal(told.believed, told.played.believed[20])
