@@ -67,8 +67,9 @@ def probe_table(
         hidden: the size of a hidden layer, to add two-layer probes; None for none.
     """
     n = len(targets)
-    torch.manual_seed(0)
-    untrained = OthelloGPT(model.cfg).to(model.device, model.dtype)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        untrained = OthelloGPT(model.cfg).to(model.device, model.dtype)
     both = [*targets, *map(shuffled, targets)]
     fitted = fit_probes(model, squares, targets=both, progress=progress)
     half = len(fitted) // 2

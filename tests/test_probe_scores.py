@@ -1,5 +1,7 @@
 """Accuracy of probes: counted as by hand, with baselines, errors and the table."""
 
+from functools import partial
+
 import pytest
 import torch
 from model_strategies import random_model
@@ -116,6 +118,17 @@ def test_games_may_be_numpy_s():
         expected = score(HELD_OUT).right
         torch.manual_seed(1)
         assert torch.equal(score(games).right, expected)
+
+
+def test_the_table_leaves_the_caller_s_random_numbers_alone():
+    """As if nothing had been drawn; and it is the same each time."""
+    table = partial(probe_table, random_model(SMALL), HELD_OUT, HELD_OUT)
+    state = torch.get_rng_state()
+    first = str(table())
+
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(1)
+    assert str(table()) == first
 
 
 @pytest.mark.slow
