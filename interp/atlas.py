@@ -104,7 +104,7 @@ def make_atlas(
     sites = [f"post{layer}" for layer in range(model.cfg.n_layers)]
     few = games.rules[:50]
     with torch.no_grad():
-        _, cache = model.run_with_cache(games_to_tokens(few), sites)
+        _, cache = model.run_with_cache(games_to_tokens(few)[:, : model.cfg.n_ctx], sites)
     described, top = [], {}
     for layer in layers:
         described += describe_neurons(model, layer, games, progress=progress)

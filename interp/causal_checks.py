@@ -25,8 +25,9 @@ def replay_cache(
 ) -> tuple[Float[Tensor, "game pos d_vocab"], ActivationCache]:
     """Logits of games, and what `ablated_logits` needs to replay their positions in every layer."""
     wanted = ("attn.hook_k", "attn.hook_v", "hook_post", "hook_resid_post")
+    tokens = games_to_tokens(squares)[:, : model.cfg.n_ctx]
     with torch.no_grad():
-        return model.run_with_cache(games_to_tokens(squares), lambda name: name.endswith(wanted))
+        return model.run_with_cache(tokens, lambda name: name.endswith(wanted))
 
 
 @torch.no_grad()
@@ -107,7 +108,7 @@ def causal_checks(
     offers fewer than four matched pairs are left out.
     """
     logits, cache = replay_cache(model, squares)
-    positions = positions_of(squares)
+    positions = positions_of(squares, n_ctx=model.cfg.n_ctx)
     weights = model.W_out[layer].detach() @ unembedding(model)  # [neuron, move]
     weights = weights - weights.mean(1, keepdim=True)
     checks = {}

@@ -104,7 +104,8 @@ def kurtosis(
     """
     centred = values - values.mean(dim=tuple(axes), keepdim=True)
     z = centred / values.std(dim=tuple(axes), keepdim=True)
-    return z.pow(4).mean(dim=tuple(axes)) - (3 if fisher else 0)
+    varies = values.amax(dim=tuple(axes)) > values.amin(dim=tuple(axes))
+    return z.pow(4).mean(dim=tuple(axes)).where(varies, torch.nan) - (3 if fisher else 0)
 
 
 def top_neurons(
@@ -248,7 +249,7 @@ def _activity(
     model: OthelloGPT, cache: ActivationCache, squares: Int[ndarray, "game ply"]
 ) -> dict[str, Float[Tensor, "layer neuron"]]:
     """Spread, tails and selectivity of every neuron."""
-    positions = positions_of(squares)
+    positions = positions_of(squares, n_ctx=model.cfg.n_ctx)
     rows = torch.from_numpy(positions.game), torch.from_numpy(positions.ply)
     states = [positions.classes == state for state in (EMPTY, THEIRS, MINE)]
     states.append(positions.played[:, None] == np.arange(64))

@@ -138,10 +138,18 @@ def majority_baseline(
 ) -> ProbeAccuracy:
     """How often the class most frequent in `squares` at each square and ply is right on `held_out`; one row a target.
 
+    Raises:
+        ValueError: no games or positions, or held-out games of more plies than the others.
+
     Source: Nanda, Lee and Wattenberg 2023, table 1, "probabilistic".
     """
     squares, held_out = torch.as_tensor(squares), torch.as_tensor(held_out)
     n_pos = min(squares.shape[1], model.cfg.n_ctx)
+    if min(held_out.shape[1], model.cfg.n_ctx) > n_pos:
+        raise ValueError(
+            f"`held_out` has {held_out.shape[1]} plies, but `squares`, where the majority is counted, {n_pos}: give "
+            "games of as many plies."
+        )
     record = board.play(squares.numpy())
     live = torch.from_numpy(record.to_move[:, :n_pos] != 0)[..., None, None]
     majority = []

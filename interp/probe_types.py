@@ -54,9 +54,9 @@ class Probe:
         """The weights by name; the first is what reads the residual stream."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
-    def to(self: Kind, device: torch.device | str) -> Kind:
-        """The same probe on another device."""
-        moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+    def to(self: Kind, target: torch.device | torch.dtype | str) -> Kind:
+        """The same probe on another device, or of another dtype."""
+        moved = {name: tensor.to(target) for name, tensor in self.tensors().items()}
         return type(self)(**(vars(self) | moved))
 
     @classmethod
@@ -189,12 +189,17 @@ def check_reads(probes: Sequence[Probe], model: OthelloGPT) -> None:
     """Refuses probes that were not made for this model's residual stream.
 
     Raises:
-        ValueError: another d_model, a layer that the model lacks, or the raw stream in place of the
+        ValueError: another d_model or dtype, a layer that the model lacks, or the raw stream in place of the
             centred one (or the reverse).
     """
     space = stream_space(model)
     for probe in probes:
-        d_model = next(iter(probe.tensors().values())).shape[0]
+        first = next(iter(probe.tensors().values()))
+        d_model = first.shape[0]
+        if first.dtype != model.dtype:
+            raise ValueError(
+                f"the probe is {first.dtype}, but the model {model.dtype}: give `probe.to({model.dtype})`."
+            )
         if d_model != model.cfg.d_model:
             raise ValueError(
                 f"the probe reads {d_model} dimensions, but the model's residual stream has "

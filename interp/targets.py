@@ -36,13 +36,17 @@ class Target:
         """The classes of every square after every ply.
 
         Raises:
-            ValueError: the function gave another shape, or values that are no classes.
+            ValueError: the function gave another shape, or values that are no integers or no classes.
         """
         labels = np.asarray(self.labels(record))
         if labels.shape != record.state.shape:
             raise ValueError(
                 f"target '{self.name}' gave labels of shape {labels.shape}, but the boards are "
                 f"{record.state.shape}: give one label a square."
+            )
+        if labels.dtype.kind not in "biu" and (labels % 1).any():
+            raise ValueError(
+                f"target '{self.name}' gave labels that are no integers: give 0 to {len(self.classes) - 1}."
             )
         labels = torch.from_numpy(labels.astype(np.int64))
         if labels.numel() and not 0 <= labels.min() <= labels.max() < len(self.classes):

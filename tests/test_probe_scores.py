@@ -107,6 +107,15 @@ def test_what_cannot_be_scored_is_refused():
         probe_accuracy(model, [probe], HELD_OUT, positions=slice(70, 80))
 
 
+def test_the_majority_of_shorter_games_says_nothing_of_longer_ones():
+    """More plies than were counted are refused; fewer are scored."""
+    model = random_model(SMALL)
+    with pytest.raises(ValueError, match="`held_out` has 60 plies, but `squares`.* 20: give"):
+        majority_baseline(model, HELD_OUT[:, :20], HELD_OUT)
+
+    assert majority_baseline(model, HELD_OUT, HELD_OUT[:, :20]).right.shape[2] == 20
+
+
 def test_games_may_be_numpy_s():
     """As `board.random_games` gives them: the same counts."""
     model, games = random_model(SMALL), HELD_OUT.numpy()

@@ -155,20 +155,25 @@ def test_normalised_directions_have_unit_length_and_no_blank_centre():
 
 
 def test_a_probe_reads_only_the_stream_that_it_was_made_for():
-    """Another width, a layer that is not there, the raw stream in place of the centred one."""
+    """Another width or dtype, a layer that is not there, the raw stream in place of the centred one."""
     raw = random_model(SMALL)
     weights, _ = fold(raw.state_dict())
     centred = OthelloGPT(SMALL).double()
     centred.load_state_dict(weights)
-    probe = LinearProbe(torch.randn(8, 8, 8, 3), torch.zeros(8, 8, 3), layer=1)
+    probe = LinearProbe(torch.randn(8, 8, 8, 3), torch.zeros(8, 8, 3), layer=1).to(torch.float64)
 
     assert (stream_space(raw), stream_space(centred)) == ("raw", "centred")
     assert stream_space(OthelloGPT.from_pretrained()) == "centred"
     check_reads([probe], centred)
     check_reads([replace(probe, space="raw")], raw)
     for wrong, model, message in (
-        (replace(probe, W=torch.randn(9, 8, 8, 3)), centred, "reads 9 dimensions, but .* has 8"),
+        (
+            replace(probe, W=torch.randn(9, 8, 8, 3).double()),
+            centred,
+            "reads 9 dimensions, but .* has 8",
+        ),
         (replace(probe, layer=2), centred, "reads layer 2, but the model has layers 0 to 1"),
+        (probe.to(torch.float32), centred, r"give `probe.to\(torch.float64\)`"),
         (probe, raw, "reads the centred residual stream, but this model's is raw. Load the model"),
     ):
         with pytest.raises(ValueError, match=message):

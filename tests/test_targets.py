@@ -77,12 +77,14 @@ def test_shuffled_labels_do_not_depend_on_the_batch():
 
 
 def test_wrong_labels_are_refused():
-    """Another shape, values that are no classes, a name that nobody knows."""
+    """Another shape, fractions, values that are no classes, a name that nobody knows."""
     record = board.play(board.random_games(2, seed=0))
     with pytest.raises(ValueError, match="give one label a square"):
         Target("x", ("a", "b"), lambda record: record.to_move)(record)
     with pytest.raises(ValueError, match="gave labels -1 to 1, but it has 2 classes: give 0 to 1"):
         Target("x", ("a", "b"), lambda record: record.state)(record)
+    with pytest.raises(ValueError, match="gave labels that are no integers: give 0 to 1"):
+        Target("x", ("a", "b"), lambda record: record.state**2 / 2)(record)
     with pytest.raises(ValueError, match="no target is named 'x': there are mine, black"):
         find_target("x")
     assert find_target("flipped") is FLIPPED
