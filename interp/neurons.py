@@ -16,6 +16,7 @@ from torch import Tensor
 from interp.positions import EMPTY, MINE, THEIRS, positions_of
 from interp.probes import LinearProbe
 from othello_gpt import ActivationCache, OthelloGPT
+from othello_gpt.vocab import PLAYABLE
 
 
 def input_weights(
@@ -90,8 +91,7 @@ def probe_basis(probe: LinearProbe, convention: str = "columns") -> Float[Tensor
         return torch.linalg.svd(torch.cat([mine, blank], 1), full_matrices=False).U[:, :-4]
     if convention != "columns":
         raise ValueError(f"`convention` is '{convention}', but must be 'columns' or 'arena'.")
-    played = [square for square in range(64) if square not in (27, 28, 35, 36)]
-    return torch.linalg.qr(torch.cat([mine, blank[:, played]], 1)).Q
+    return torch.linalg.qr(torch.cat([mine, blank[:, list(PLAYABLE)]], 1)).Q
 
 
 def kurtosis(

@@ -16,9 +16,10 @@ from torch import Tensor
 from interp.probe_formats import read_published, refuse_options
 from interp.targets import MINE
 from othello_gpt import OthelloGPT
+from othello_gpt.vocab import CENTRE
 
-CENTRE_ROWS, CENTRE_COLS = [3, 3, 4, 4], [3, 4, 3, 4]
-
+# The probes of every layer that ship with the packaged model.
+SHIPPED = Path(str(resources.files("othello_gpt") / "assets" / "small" / "probes.safetensors"))
 
 Kind = TypeVar("Kind", bound="Probe")  # a kind of probe: what `load` was called on
 
@@ -122,8 +123,7 @@ class LinearProbe(Probe):
     @classmethod
     def from_pretrained(cls, layer: int = 6) -> "LinearProbe":
         """The probe of one layer that ships with the packaged model."""
-        path = resources.files("othello_gpt") / "assets" / "small" / "probes.safetensors"
-        return cls.load(Path(str(path)), layer=layer)
+        return cls.load(SHIPPED, layer=layer)
 
     def logits(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 8 8 state"]:
         """Logits of the classes of every square."""
@@ -155,7 +155,8 @@ class LinearProbe(Probe):
         Source: ARENA 1.5.3, section 2, `blank_probe_normalised` and `my_probe_normalised`.
         """
         blank, mine = (d / d.norm(dim=0) for d in (self.blank, self.mine))
-        blank[:, CENTRE_ROWS, CENTRE_COLS] = 0
+        centre = torch.tensor(CENTRE)
+        blank[:, centre // 8, centre % 8] = 0
         return Directions(blank, mine)
 
     def _check_mine(self) -> None:

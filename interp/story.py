@@ -1,8 +1,6 @@
 """The modular-circuit story of one pair of games: computed once, and told in a screenful of text."""
 
 from collections.abc import Iterator, Sequence
-from importlib import resources
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +16,7 @@ from interp.neurons import input_weights, logit_weights, top_neurons
 from interp.pairs import find_pairs, pair_tokens, pairs_metric
 from interp.patching import patch_sweep, patching_metric
 from interp.playback import Playback, playback
+from interp.probe_types import SHIPPED
 from interp.probes import LinearProbe, ProbeAccuracy, probe_accuracy
 from othello_gpt import OthelloGPT, board
 from othello_gpt.bootstrap import Estimate, bootstrap_mean
@@ -100,8 +99,7 @@ class Story(NamedTuple):
 
 def shipped_probes() -> list[LinearProbe]:
     """The probes of every layer that ship with the packaged model."""
-    path = resources.files("othello_gpt") / "assets" / "small" / "probes.safetensors"
-    return LinearProbe.load_all(Path(str(path)))
+    return LinearProbe.load_all(SHIPPED)
 
 
 @torch.no_grad()
