@@ -47,6 +47,8 @@ class AtlasGames(NamedTuple):
     @classmethod
     def random(cls, n_games: int = 200, seed: int = 1) -> "AtlasGames":
         """`n_games` to find rules, half as many to score them, a quarter to check them."""
+        if n_games < 1:
+            raise ValueError(f"`n_games` is {n_games}: give at least one game to find rules on.")
         sizes = n_games, max(n_games // 2, 1), max(n_games // 4, 1)
         games = board.random_games(sum(sizes), seed)
         return cls(*np.split(games, np.cumsum(sizes)[:-1]))
@@ -91,13 +93,18 @@ def make_atlas(
         probe: one probe, whose directions say what neurons read and write.
         layers: whose neurons get rules; all by default.
         k: how many maximal positions are kept for each neuron.
+
+    Raises:
+        ValueError: no layers, or one that the model lacks.
     """
     games = AtlasGames.random() if games is None else games
     layers = range(model.cfg.n_layers) if layers is None else list(layers)
+    if not layers or not all(0 <= layer < model.cfg.n_layers for layer in layers):
+        raise ValueError(f"`layers` is {layers}: layers are 0 to {model.cfg.n_layers - 1}.")
     sites = [f"post{layer}" for layer in range(model.cfg.n_layers)]
     few = games.rules[:50]
     with torch.no_grad():
-        _, cache = model.run_with_cache(games_to_tokens(few), sites)
+        _, cache = model.run_with_cache(games_to_tokens(few)[:, : model.cfg.n_ctx], sites)
     described, top = [], {}
     for layer in layers:
         described += describe_neurons(model, layer, games, progress=progress)

@@ -1,5 +1,6 @@
 """Cases for editing the believed board: a game so far, a square, and what is put there in place of the truth."""
 
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -52,10 +53,15 @@ def make_cases(
     """The cases in which `square` becomes `colour` (+1 black, -1 white, 0 empty) after each game.
 
     Raises:
-        ValueError: no cases, a game that is over, or an edit that changes nothing.
+        ValueError: no cases, a colour that is none, a game that is over, or an edit that changes nothing.
     """
     if not len(squares):
         raise ValueError("there are no cases: give at least one game, square and colour.")
+    if (unknown := ~np.isin(colour, (-1, 0, 1))).any():
+        raise ValueError(
+            f"case {unknown.argmax()}: the colour is {colour[unknown.argmax()]}, but must be +1 (black), -1 (white) "
+            "or 0 (empty)."
+        )
     squares, case = np.asarray(squares, dtype=np.int8), np.arange(len(squares))
     record, last = board.play(squares), (squares >= 0).sum(1) - 1
     before, to_move = record.state[case, last], record.to_move[case, last]
@@ -81,8 +87,11 @@ def published_cases(path: str | Path) -> Cases:
 
     Source: Li et al. 2022, section 4; the file is that of likenneth/othello_world.
     """
-    with Path(path).open("rb") as file:
-        stored = OnlyPlainData(file).load()
+    try:
+        with Path(path).open("rb") as file:
+            stored = OnlyPlainData(file).load()
+    except (pickle.UnpicklingError, EOFError, LookupError, AttributeError) as error:
+        raise ValueError(f"'{path}' is no pickle of intervention cases: {error}") from None
     try:
         histories = [case["history"] for case in stored]
         square = np.array([case["pos_int"] for case in stored])
@@ -92,7 +101,14 @@ def published_cases(path: str | Path) -> Cases:
             f"'{path}' holds no intervention cases: a list of dicts with `history`, `pos_int` and "
             f"`ori_color` was expected ({error})."
         ) from None
-    return make_cases(_padded(histories), square, -held)
+    cases = make_cases(_padded(histories), square, -held)
+    wrong = cases.before.reshape(-1, 64)[np.arange(len(cases)), square] != held
+    if wrong.any():
+        label = square_to_label(int(square[wrong.argmax()]))
+        raise ValueError(
+            f"'{path}', case {wrong.argmax()}: {label} does not hold the disc it names."
+        )
+    return cases
 
 
 def _padded(histories: Sequence[Sequence[int]]) -> Int8[ndarray, "case ply"]:
@@ -129,6 +145,8 @@ def unnatural_cases(n: int, seed: int = 0) -> Cases:
 
 def _drawn(n: int, seed: int, colour: Callable[[ndarray, np.random.Generator], ndarray]) -> Cases:
     """The first `n` proper edits of seeded games, each with a length, a square and a colour of its own."""
+    if n < 1:
+        raise ValueError(f"`n` is {n}, but there must be at least one case.")
     rng = np.random.default_rng(seed)
     n_games = 16 * n + 64  # about one in five is proper
     squares = board.random_games(n_games, seed)[:, :30]

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
+from interp.neurons import unembedding
 from interp.positions import Positions, positions_of
 from interp.rules import Rule
 from othello_gpt import ActivationCache, OthelloGPT
@@ -24,8 +25,9 @@ def replay_cache(
 ) -> tuple[Float[Tensor, "game pos d_vocab"], ActivationCache]:
     """Logits of games, and what `ablated_logits` needs to replay their positions in every layer."""
     wanted = ("attn.hook_k", "attn.hook_v", "hook_post", "hook_resid_post")
+    tokens = games_to_tokens(squares)[:, : model.cfg.n_ctx]
     with torch.no_grad():
-        return model.run_with_cache(games_to_tokens(squares), lambda name: name.endswith(wanted))
+        return model.run_with_cache(tokens, lambda name: name.endswith(wanted))
 
 
 @torch.no_grad()
@@ -106,8 +108,8 @@ def causal_checks(
     offers fewer than four matched pairs are left out.
     """
     logits, cache = replay_cache(model, squares)
-    positions = positions_of(squares)
-    weights = model.W_out[layer].detach() @ model.W_U[:, 1:].detach()  # [neuron, move]
+    positions = positions_of(squares, n_ctx=model.cfg.n_ctx)
+    weights = model.W_out[layer].detach() @ unembedding(model)  # [neuron, move]
     weights = weights - weights.mean(1, keepdim=True)
     checks = {}
     for neuron, rule in rules.items():

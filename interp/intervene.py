@@ -236,7 +236,8 @@ def run_edited(
         probes: of empty, theirs and mine, for every layer that the preset needs.
 
     Raises:
-        ValueError: a probe that is missing, asks something else, or does not read this model's stream.
+        ValueError: a probe that is missing, asks something else, or does not read this model's stream, or two of
+            one layer.
     """
     by_layer = _by_layer(model, preset, probes)
     order = cases.last.argsort(kind="stable")
@@ -273,6 +274,9 @@ def _by_layer(
     model: OthelloGPT, preset: Preset | None, probes: Sequence[Probe]
 ) -> dict[int, Probe]:
     by_layer = {probe.layer: probe for probe in probes}
+    if len(by_layer) != len(probes):
+        layers = [probe.layer for probe in probes]
+        raise ValueError(f"`probes` are of layers {layers}: give one a layer.")
     needed = preset.sites().values() if preset else ()
     if missing := sorted(set(needed) - set(by_layer)):
         raise ValueError(

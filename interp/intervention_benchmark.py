@@ -97,6 +97,9 @@ def random_beside(change: Change, seed: int = 0) -> Change:
 
     The second must not be edited by itself, since an edit that misses its aim at one layer tries again, with
     more, at the next.
+
+    Args:
+        seed: of the steps, which go on from call to call: for the same run again, make the change anew.
     """
     generator = torch.Generator().manual_seed(seed)
 

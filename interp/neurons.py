@@ -16,6 +16,7 @@ from torch import Tensor
 from interp.positions import EMPTY, MINE, THEIRS, positions_of
 from interp.probes import LinearProbe
 from othello_gpt import ActivationCache, OthelloGPT
+from othello_gpt.vocab import PLAYABLE
 
 
 def input_weights(
@@ -23,11 +24,11 @@ def input_weights(
 ) -> Float[Tensor, "d_mlp *direction"]:
     """How strongly every neuron of a layer reads along each direction: its unit input weights times it.
 
-    Cosines, when the directions have unit length. Two random directions have |cosine| about
-    1/sqrt(d_model). Figures of the literature assume folded weights.
+    Cosines, when the directions have unit length; 0 for a neuron without weights. Two random directions have
+    |cosine| about 1/sqrt(d_model). Figures of the literature assume folded weights.
     """
     W_in = model.blocks[layer].mlp.W_in.detach()
-    return torch.tensordot((W_in / W_in.norm(dim=0)).T, directions, 1)
+    return torch.tensordot(_unit(W_in).T, directions, 1)
 
 
 def output_weights(
@@ -35,7 +36,7 @@ def output_weights(
 ) -> Float[Tensor, "d_mlp *direction"]:
     """How strongly every neuron of a layer writes along each direction: its unit output weights times it."""
     W_out = model.blocks[layer].mlp.W_out.detach()
-    return torch.tensordot(W_out / W_out.norm(dim=1, keepdim=True), directions, 1)
+    return torch.tensordot(_unit(W_out.T).T, directions, 1)
 
 
 def logit_weights(
@@ -47,13 +48,18 @@ def logit_weights(
     square and is left out before anything is normalised.
 
     Args:
-        cosine: cosines of the output weights with the columns of W_U, in place of raw dot products.
+        cosine: cosines of the output weights with the directions that the logits read, in place of raw dot products.
     """
     w_out = model.blocks[layer].mlp.W_out[neuron].detach()
-    W_U = model.W_U[:, 1:].detach()
+    W_U = unembedding(model)
     if cosine:
-        return (w_out / w_out.norm()) @ (W_U / W_U.norm(dim=0))
+        return _unit(w_out) @ _unit(W_U)
     return w_out @ W_U
+
+
+def unembedding(model: OthelloGPT) -> Float[Tensor, "d_model move=60"]:
+    """Along which the 60 moves' logits read the residual stream: W_U with the final LayerNorm's weight, 1 if folded."""
+    return (model.ln_final.w[:, None] * model.W_U[:, 1:]).detach()
 
 
 def span_fraction(
@@ -61,10 +67,14 @@ def span_fraction(
 ) -> Float[Tensor, "*vector"]:
     """The share of each vector's squared length that lies in the span of the basis columns, 0 to 1.
 
-    A random vector scores the dimension of the span over d_model.
+    A random vector scores the dimension of the span over d_model, one of zeros 0.
     """
-    unit = vectors / vectors.norm(dim=0)
-    return torch.tensordot(basis.mT, unit, 1).square().sum(0)
+    return torch.tensordot(basis.mT, _unit(vectors), 1).square().sum(0)
+
+
+def _unit(vectors: Float[Tensor, "d_model *vector"]) -> Float[Tensor, "d_model *vector"]:
+    """The vectors at unit length; one of zeros stays so."""
+    return vectors / vectors.norm(dim=0).clamp(min=torch.finfo(vectors.dtype).tiny)
 
 
 def probe_basis(probe: LinearProbe, convention: str = "columns") -> Float[Tensor, "d_model k"]:
@@ -81,8 +91,7 @@ def probe_basis(probe: LinearProbe, convention: str = "columns") -> Float[Tensor
         return torch.linalg.svd(torch.cat([mine, blank], 1), full_matrices=False).U[:, :-4]
     if convention != "columns":
         raise ValueError(f"`convention` is '{convention}', but must be 'columns' or 'arena'.")
-    played = [square for square in range(64) if square not in (27, 28, 35, 36)]
-    return torch.linalg.qr(torch.cat([mine, blank[:, played]], 1)).Q
+    return torch.linalg.qr(torch.cat([mine, blank[:, list(PLAYABLE)]], 1)).Q
 
 
 def kurtosis(
@@ -95,7 +104,8 @@ def kurtosis(
     """
     centred = values - values.mean(dim=tuple(axes), keepdim=True)
     z = centred / values.std(dim=tuple(axes), keepdim=True)
-    return z.pow(4).mean(dim=tuple(axes)) - (3 if fisher else 0)
+    varies = values.amax(dim=tuple(axes)) > values.amin(dim=tuple(axes))
+    return z.pow(4).mean(dim=tuple(axes)).where(varies, torch.nan) - (3 if fisher else 0)
 
 
 def top_neurons(
@@ -110,9 +120,18 @@ def top_neurons(
     Args:
         cache: a run over many games that kept `hook_post` of the layer.
         statistic: "std" or "kurtosis". Dead neurons, which never vary, come last in both.
-        pos: which positions count; the exercise page leaves out three at both ends, which changes the list.
+        pos: which positions count; the exercise page leaves out three at both ends, which changes the list. All
+            games count at each of them, those too that have ended before; games of full length have no such
+            positions.
+
+    Raises:
+        ValueError: fewer than two positions of all games together are left.
     """
     post = cache["post", layer][:, pos].flatten(0, 1)
+    if len(post) < 2:
+        raise ValueError(
+            f"`pos` leaves {len(post)} positions, but a spread needs two: give longer games or another `pos`."
+        )
     if statistic == "std":
         scores = post.std(dim=0)
     elif statistic == "kurtosis":
@@ -209,7 +228,7 @@ def neuron_table(
     spans = {
         "probe_span": probe_basis(probe),
         "probe_span_arena": probe_basis(probe, "arena"),
-        "unembed_span": torch.linalg.qr(model.W_U[:, 1:].detach()).Q,
+        "unembed_span": torch.linalg.qr(unembedding(model)).Q,
     }
     statistics = _activity(model, cache, squares)
     statistics["in_out_cosine"] = torch.cosine_similarity(W_in, W_out, dim=-1)
@@ -220,7 +239,7 @@ def neuron_table(
     return NeuronTable(
         reads=torch.stack([input_weights(model, layer, directions) for layer in layers]),
         writes=torch.stack([output_weights(model, layer, directions) for layer in layers]),
-        logits=W_out @ model.W_U[:, 1:].detach(),
+        logits=W_out @ unembedding(model),
         statistics={name: statistics[name] for name in STATISTICS},
         baselines=baselines | {"cosine": model.cfg.d_model**-0.5},
     )
@@ -230,7 +249,7 @@ def _activity(
     model: OthelloGPT, cache: ActivationCache, squares: Int[ndarray, "game ply"]
 ) -> dict[str, Float[Tensor, "layer neuron"]]:
     """Spread, tails and selectivity of every neuron."""
-    positions = positions_of(squares)
+    positions = positions_of(squares, n_ctx=model.cfg.n_ctx)
     rows = torch.from_numpy(positions.game), torch.from_numpy(positions.ply)
     states = [positions.classes == state for state in (EMPTY, THEIRS, MINE)]
     states.append(positions.played[:, None] == np.arange(64))

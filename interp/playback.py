@@ -10,6 +10,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from interp.attribution import direct_logit_attribution
+from interp.probe_training import resid_site
 from interp.probes import LinearProbe
 from othello_gpt import ActivationCache, OthelloGPT, board
 from othello_gpt.games import games_to_tokens
@@ -22,8 +23,9 @@ class Playback(NamedTuple):
     squares: Int[ndarray, " ply"]
     record: board.Record
     probabilities: Float[Tensor, "ply d_vocab"]
-    believed: Float[Tensor, "ply layer 8 8"]  # P(mine) - P(theirs)
-    wrong: Bool[Tensor, "ply layer 8 8"]  # where the likeliest class is not the true one
+    believers: tuple[str, ...]  # whose probes: "layer 4", or "embeddings"
+    believed: Float[Tensor, "ply believer 8 8"]  # P(mine) - P(theirs)
+    wrong: Bool[Tensor, "ply believer 8 8"]  # where the likeliest class is not the true one
     tokens: tuple[int, ...]  # the move whose logit is split: the likeliest unless told
     labels: tuple[str, ...]  # components, and "bias"
     parts: Float[Tensor, "ply component"]  # direct logit attribution, in logits
@@ -42,7 +44,7 @@ def playback(
     """Follows one game.
 
     Args:
-        probes: one for each layer.
+        probes: of any layers, -1 (the embeddings) among them.
         squares: the game; the model sees 59 moves at most.
         tokens: by ply, the move whose logit is split there.
     """
@@ -51,7 +53,7 @@ def playback(
     record, squares = board.Record(*(field[:n] for field in record)), squares[:n]
     logits, cache = model.run_with_cache(games_to_tokens(squares[None]))
     classes = torch.from_numpy(board.piece_classes(record)).long()
-    beliefs = [probe.probabilities(cache["resid_post", probe.layer][0]) for probe in probes]
+    beliefs = [probe.probabilities(cache[resid_site(probe.layer)][0]) for probe in probes]
     signs = logits.new_tensor([0.0, -1, 1])  # empty, theirs, mine
     chosen = logits[0, :, 1:].argmax(-1).add(1).tolist()
     for ply, token in (tokens or {}).items():
@@ -61,6 +63,7 @@ def playback(
         squares=squares,
         record=record,
         probabilities=logits[0].softmax(-1),
+        believers=tuple("embeddings" if p.layer == -1 else f"layer {p.layer}" for p in probes),
         believed=torch.stack([belief @ signs for belief in beliefs], 1),
         wrong=torch.stack([belief.argmax(-1) != classes for belief in beliefs], 1),
         tokens=tuple(chosen),
@@ -97,6 +100,7 @@ def as_data(played: Playback) -> dict[str, Any]:
             [None if value != value else round(value, 4) for value in ply]
             for ply in boards.flatten(1).tolist()
         ],
+        "believers": list(played.believers),
         "believed": _rounded(played.believed.flatten(2)),
         "wrong": [
             [layer.flatten().nonzero()[:, 0].tolist() for layer in ply] for ply in played.wrong

@@ -39,7 +39,7 @@ _SIDE, _BOARD_WIDTH, _BOARD_HEIGHT = 22, 200, 214
 
 def plot_board_values(
     values: Values,
-    board_titles: Sequence[str] | None = None,
+    board_titles: Sequence[object] | None = None,
     boards_per_row: int = 4,
     text: Values | None = None,
     pieces: Values | None = None,
@@ -71,7 +71,7 @@ def plot_board_values(
         True
     """
     boards = _as_boards(values, "values")
-    titles = [""] * len(boards) if board_titles is None else list(board_titles)
+    titles = [""] * len(boards) if board_titles is None else list(map(str, board_titles))
     if len(titles) != len(boards):
         raise ValueError(f"{len(titles)} titles for {len(boards)} boards: give one each.")
     if boards_per_row < 1:
@@ -176,7 +176,7 @@ def plot_bars(labels: Sequence[str], values: Values, title: str = "") -> Svg:
 
 def plot_lines(
     series: Mapping[str, Values],
-    x_labels: Sequence[str] | None = None,
+    x_labels: Sequence[object] | None = None,
     title: str = "",
     x_title: str = "",
     y_title: str = "",
@@ -195,7 +195,7 @@ def plot_lines(
     if len(shapes) != 1 or (0,) in shapes or any(len(shape) != 1 for shape in shapes):
         raise ValueError(f"`series` has shapes {sorted(shapes)}: give sequences [n] of one length.")
     (n,) = shapes.pop()
-    names = [str(i) for i in range(n)] if x_labels is None else list(x_labels)
+    names = [str(i) for i in range(n)] if x_labels is None else list(map(str, x_labels))
     if len(names) != n:
         raise ValueError(f"{len(names)} `x_labels` for {n} values: give one each.")
     axes = _Axes(names, _ticks(np.concatenate(list(lines.values()))))
@@ -336,8 +336,8 @@ def _pieces_like(boards: ndarray, pieces: Values | None, name: str) -> ndarray:
 
 def _full_colour(values: ndarray, limit: float | None) -> float:
     """The magnitude that has full colour: `limit`, or the largest finite one, or 1 where all is zero."""
-    if limit is not None and not limit > 0:
-        raise ValueError(f"`limit` is {limit}: give the magnitude of full colour, above 0.")
+    if limit is not None and not 0 < limit < math.inf:
+        raise ValueError(f"`limit` is {limit}: give the finite magnitude of full colour, above 0.")
     return limit or float(np.abs(values[np.isfinite(values)]).max(initial=0)) or 1.0
 
 

@@ -27,10 +27,12 @@ class Positions(NamedTuple):
 Predicate = Callable[[Positions], Bool[ndarray, " position"]]
 
 
-def positions_of(squares: Int[ndarray, "game ply"], first_game: int = 0) -> Positions:
-    """The positions of whole games that the model sees: after plies 0 to 58, while somebody moves next."""
+def positions_of(
+    squares: Int[ndarray, "game ply"], first_game: int = 0, n_ctx: int = 59
+) -> Positions:
+    """The positions of whole games that a model of that context sees, while somebody moves next."""
     record = board.play(squares)
-    game, ply = np.nonzero(record.to_move[:, :59])
+    game, ply = np.nonzero(record.to_move[:, :n_ctx])
     classes = board.piece_classes(record)[game, ply].reshape(-1, 64)
     return Positions(game + first_game, ply, classes, np.asarray(squares, np.int8)[game, ply])
 
@@ -50,7 +52,8 @@ def stream_neurons(
     stop = max(layers) + 1
     for start in range(0, len(squares), batch_size):
         games = squares[start : start + batch_size]
-        positions = positions_of(games, start)
-        _, cache = model.run_with_cache(games_to_tokens(games), sites, stop_at_layer=stop)
+        positions = positions_of(games, start, model.cfg.n_ctx)
+        tokens = games_to_tokens(games)[:, : model.cfg.n_ctx]
+        _, cache = model.run_with_cache(tokens, sites, stop_at_layer=stop)
         rows = torch.from_numpy(positions.game - start), torch.from_numpy(positions.ply)
         yield positions, torch.stack([cache[site][rows].cpu() for site in sites])

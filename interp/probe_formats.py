@@ -4,6 +4,7 @@ Source: the formats are those of likenneth/othello_world, ajyl/mech_int_othelloG
 DeanHazineh/Emergent-World-Representations-Othello.
 """
 
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,34 @@ def read_published(
     path: Path, layer: int | None, classes: tuple[str, ...] | None, mode: str | None
 ) -> dict[str, Any]:
     """The fields of the probe of a published file; see `Probe.load`."""
-    stored = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"'{path}' is no file that `torch.save` wrote of tensors: {error}"
+        ) from None
     if isinstance(stored, dict):
+        refuse_options(path, mode=mode)
         return _from_projection(stored, path, layer, classes)
+    if not isinstance(stored, Tensor):
+        raise ValueError(
+            f"'{path}' holds a {type(stored).__name__}. Published probes are tensors or dicts of them."
+        )
+    refuse_options(path, classes=classes)
     return _from_modes(stored.detach(), path, layer, mode)
+
+
+def refuse_options(path: Path, **options: object) -> None:
+    """Refuses options that were given, but mean nothing for this file.
+
+    Raises:
+        ValueError: one of them is not None.
+    """
+    if given := [name for name, value in options.items() if value is not None]:
+        raise ValueError(
+            f"`{given[0]}` says nothing of '{path}': `classes` is for files with `proj`, `mode` for files with "
+            "three modes. Leave it out."
+        )
 
 
 def _from_modes(stored: Tensor, path: Path, layer: int | None, mode: str | None) -> dict[str, Any]:
@@ -92,6 +117,7 @@ def _fields(
 def _known_layer(path: Path, layer: int | None, offset: int = 0) -> int:
     if layer is not None:
         return layer
-    if match := re.search(r"(?:resid_|[Ll]ayer_?)(\d+)", str(Path(path.parent.name) / path.name)):
-        return int(match[1]) + offset
+    for name in (path.name, path.parent.name):
+        if match := re.search(r"(?:resid_|[Ll]ayer_?)(\d+)", name):
+            return int(match[1]) + offset
     raise ValueError(f"'{path}' does not say which layer it reads: give `layer=`.")

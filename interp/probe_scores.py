@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.probe_training import EVERYWHERE, Labelled, labelled_activations
+from interp.probe_training import EVERYWHERE, Games, Labelled, labelled_activations
 from interp.probe_types import Probe, check_reads
 from interp.targets import MINE, Target, find_target
 from othello_gpt import OthelloGPT, board
@@ -94,7 +94,7 @@ class ProbeAccuracy:
 def probe_accuracy(
     model: OthelloGPT,
     probes: Sequence[Probe],
-    squares: Int[Tensor, "game ply"],
+    squares: Games,
     batch_size: int = 64,
     *,
     targets: Sequence[Target] = (),
@@ -108,7 +108,7 @@ def probe_accuracy(
         positions: which positions count; the published figures are of `slice(5, 54)`.
 
     Raises:
-        ValueError: no games or probes, a probe whose target nobody knows or has other classes, or which
+        ValueError: no games, positions or probes, a probe whose target nobody knows or has other classes, or which
             does not read this model's residual stream.
     """
     asked = [_target_of(probe, targets) for probe in probes]
@@ -125,22 +125,31 @@ def probe_accuracy(
         )
         return batch, read
 
-    return _scored(predictions, squares, asked, model.cfg.n_ctx, batch_size)
+    return _scored(predictions, torch.as_tensor(squares), asked, model.cfg.n_ctx, batch_size)
 
 
 @torch.no_grad()
 def majority_baseline(
     model: OthelloGPT,
-    squares: Int[Tensor, "game ply"],
-    held_out: Int[Tensor, "held_out ply"],
+    squares: Games,
+    held_out: Games,
     targets: Sequence[Target] = (MINE,),
     positions: slice = EVERYWHERE,
 ) -> ProbeAccuracy:
     """How often the class most frequent in `squares` at each square and ply is right on `held_out`; one row a target.
 
+    Raises:
+        ValueError: no games or positions, or held-out games of more plies than the others.
+
     Source: Nanda, Lee and Wattenberg 2023, table 1, "probabilistic".
     """
+    squares, held_out = torch.as_tensor(squares), torch.as_tensor(held_out)
     n_pos = min(squares.shape[1], model.cfg.n_ctx)
+    if min(held_out.shape[1], model.cfg.n_ctx) > n_pos:
+        raise ValueError(
+            f"`held_out` has {held_out.shape[1]} plies, but `squares`, where the majority is counted, {n_pos}: give "
+            "games of as many plies."
+        )
     record = board.play(squares.numpy())
     live = torch.from_numpy(record.to_move[:, :n_pos] != 0)[..., None, None]
     majority = []
@@ -192,4 +201,8 @@ def _scored(
             cells = (game[:, None, None] * k + truth) * k + predicted
             counts = torch.bincount(cells.flatten(), minlength=len(squares) * k * k)
             confusion[row] += counts.view(len(squares), k, k)
+    if not seen.any():
+        raise ValueError(
+            "no position is left from which somebody moves: take other games, or other `positions`."
+        )
     return ProbeAccuracy(right, seen, confusion)

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from interp.probe_scores import majority_baseline, probe_accuracy
-from interp.probe_training import fit_probes, train_probes
+from interp.probe_training import Games, fit_probes, train_probes
 from interp.probe_types import Probe
 from interp.targets import MINE, Target, shuffled
 from othello_gpt import OthelloGPT
@@ -50,8 +50,8 @@ def _line(row: ProbeRow) -> str:
 
 def probe_table(
     model: OthelloGPT,
-    squares: Int[Tensor, "game ply"],
-    held_out: Int[Tensor, "held_out ply"],
+    squares: Games,
+    held_out: Games,
     targets: Sequence[Target] = (MINE,),
     *,
     hidden: int | None = None,
@@ -67,8 +67,9 @@ def probe_table(
         hidden: the size of a hidden layer, to add two-layer probes; None for none.
     """
     n = len(targets)
-    torch.manual_seed(0)
-    untrained = OthelloGPT(model.cfg).to(model.device, model.dtype)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        untrained = OthelloGPT(model.cfg).to(model.device, model.dtype)
     both = [*targets, *map(shuffled, targets)]
     fitted = fit_probes(model, squares, targets=both, progress=progress)
     half = len(fitted) // 2
@@ -91,7 +92,7 @@ def _rows(
     name: str,
     model: OthelloGPT,
     probes: Sequence[Probe],
-    held_out: Int[Tensor, "held_out ply"],
+    held_out: Games,
     targets: Sequence[Target],
 ) -> list[ProbeRow]:
     accuracy = probe_accuracy(model, probes, held_out, targets=targets)

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from numpy import ndarray
 from torch import Tensor
 
 from interp.probe_types import LinearProbe, Probe, TwoLayerProbe, stream_space
@@ -27,6 +28,7 @@ from othello_gpt import OthelloGPT, board
 from othello_gpt.games import games_to_tokens
 
 EVERYWHERE = slice(None)
+Games = Int[Tensor, "_game _ply"] | Int[ndarray, "_game _ply"]  # squares, -1 after a game's end
 
 
 class Labelled(NamedTuple):
@@ -85,7 +87,7 @@ def resid_site(layer: int) -> str:
 
 def fit_probes(
     model: OthelloGPT,
-    squares: Int[Tensor, "game ply"],
+    squares: Games,
     *,
     targets: Sequence[Target] = (MINE,),
     layers: Sequence[int] | None = None,
@@ -104,10 +106,11 @@ def fit_probes(
         ridge: added to the covariance, as a share of its mean diagonal.
 
     Raises:
-        ValueError: no games, no layers, unknown layers, or activations that are not finite.
+        ValueError: no games, positions or layers, unknown layers, or activations that are not finite.
 
     Source: Fisher 1936; Hastie, Tibshirani and Friedman, "Elements of Statistical Learning", section 4.3.
     """
+    squares = torch.as_tensor(squares)
     layers = _checked(model, squares, layers)
     moments = _moments(model, squares, layers, targets, positions, batch_size, progress)
     space = stream_space(model)
@@ -161,6 +164,10 @@ def _moments(
     _sum_over_ranks(total)
     n_targets = len(targets)
     n, x, xx, *by_target = total
+    if n == 0:
+        raise ValueError(
+            f"`positions` is {positions}, and no game has a position there from which somebody moves: take others."
+        )
     return _Moments(n, x, xx, by_target[:n_targets], by_target[n_targets:])
 
 
@@ -193,7 +200,7 @@ def _discriminant(
 
 def train_probes(
     model: OthelloGPT,
-    squares: Int[Tensor, "game ply"],
+    squares: Games,
     *,
     targets: Sequence[Target] = (MINE,),
     layers: Sequence[int] | None = None,
@@ -221,9 +228,12 @@ def train_probes(
         seed: of the order of games, and of the hidden layer's first weights.
 
     Raises:
-        ValueError: no games, no layers, unknown layers, or activations that are not finite.
+        ValueError: no games, positions, layers or epochs, unknown layers, or activations that are not finite.
     """
+    squares = torch.as_tensor(squares)
     layers = _checked(model, squares, layers)
+    if epochs < 1:
+        raise ValueError(f"`epochs` is {epochs}: give 1 or more.")
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(len(squares), generator=generator) for _ in range(epochs)]
     batches = [games for order in orders for games in squares[order].split(batch_size)]

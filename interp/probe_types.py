@@ -13,12 +13,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from interp.probe_formats import read_published
+from interp.probe_formats import read_published, refuse_options
 from interp.targets import MINE
 from othello_gpt import OthelloGPT
+from othello_gpt.vocab import CENTRE
 
-CENTRE_ROWS, CENTRE_COLS = [3, 3, 4, 4], [3, 4, 3, 4]
-
+# The probes of every layer that ship with the packaged model.
+SHIPPED = Path(str(resources.files("othello_gpt") / "assets" / "small" / "probes.safetensors"))
 
 Kind = TypeVar("Kind", bound="Probe")  # a kind of probe: what `load` was called on
 
@@ -54,9 +55,9 @@ class Probe:
         """The weights by name; the first is what reads the residual stream."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
-    def to(self: Kind, device: torch.device | str) -> Kind:
-        """The same probe on another device."""
-        moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+    def to(self: Kind, target: torch.device | torch.dtype | str) -> Kind:
+        """The same probe on another device, or of another dtype."""
+        moved = {name: tensor.to(target) for name, tensor in self.tensors().items()}
         return type(self)(**(vars(self) | moved))
 
     @classmethod
@@ -76,18 +77,22 @@ class Probe:
                 theirs), `resid_{l}_linear.pth`, `resid_{l}_flipped.pth`, or a `checkpoint.ckpt` of
                 Li et al. or Hazineh et al. with `proj.weight`, or `proj.0.weight` and `proj.2.weight`.
             layer: which layer of our own files, or what the others read; by default what the file or its
-                name says.
+                name says, or its folder's.
             classes: for `proj` files, the names of its three classes in the file's order, by
                 default Li's ("white", "empty", "black"); Hazineh's "New" probes are
                 ("mine", "empty", "theirs").
             mode: one mode of three as it is: "black to play", "white to play" or "all".
 
         Raises:
-            ValueError: another format or kind of probe, or a layer that cannot be known.
+            ValueError: another format or kind of probe, a layer that cannot be known, or an option that says
+                nothing of such a file.
         """
         path = Path(path)
-        probe = _load_own(path, layer) if path.suffix == ".safetensors" else None
-        probe = probe or _assembled(read_published(path, layer, classes, mode))
+        if path.suffix == ".safetensors":
+            refuse_options(path, classes=classes, mode=mode)
+            probe = _load_own(path, layer)
+        else:
+            probe = _assembled(read_published(path, layer, classes, mode))
         if not isinstance(probe, cls):
             kinds = type(probe).__name__, cls.__name__
             hint = "A two-layer probe is not linear and has no directions. " * (cls is LinearProbe)
@@ -100,7 +105,7 @@ class Probe:
     def load_all(cls: type[Kind], path: str | Path) -> list[Kind]:
         """The probes of every layer of one of our own files."""
         with safe_open(path, "pt") as file:
-            layers = json.loads((file.metadata() or {}).get("layers", "[]"))
+            layers = json.loads(_metadata(file, path)["layers"])
         return [cls.load(path, layer) for layer in layers]
 
 
@@ -118,8 +123,7 @@ class LinearProbe(Probe):
     @classmethod
     def from_pretrained(cls, layer: int = 6) -> "LinearProbe":
         """The probe of one layer that ships with the packaged model."""
-        path = resources.files("othello_gpt") / "assets" / "small" / "probes.safetensors"
-        return cls.load(Path(str(path)), layer=layer)
+        return cls.load(SHIPPED, layer=layer)
 
     def logits(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 8 8 state"]:
         """Logits of the classes of every square."""
@@ -151,7 +155,8 @@ class LinearProbe(Probe):
         Source: ARENA 1.5.3, section 2, `blank_probe_normalised` and `my_probe_normalised`.
         """
         blank, mine = (d / d.norm(dim=0) for d in (self.blank, self.mine))
-        blank[:, CENTRE_ROWS, CENTRE_COLS] = 0
+        centre = torch.tensor(CENTRE)
+        blank[:, centre // 8, centre % 8] = 0
         return Directions(blank, mine)
 
     def _check_mine(self) -> None:
@@ -185,12 +190,17 @@ def check_reads(probes: Sequence[Probe], model: OthelloGPT) -> None:
     """Refuses probes that were not made for this model's residual stream.
 
     Raises:
-        ValueError: another d_model, a layer that the model lacks, or the raw stream in place of the
+        ValueError: another d_model or dtype, a layer that the model lacks, or the raw stream in place of the
             centred one (or the reverse).
     """
     space = stream_space(model)
     for probe in probes:
-        d_model = next(iter(probe.tensors().values())).shape[0]
+        first = next(iter(probe.tensors().values()))
+        d_model = first.shape[0]
+        if first.dtype != model.dtype:
+            raise ValueError(
+                f"the probe is {first.dtype}, but the model {model.dtype}: give `probe.to({model.dtype})`."
+            )
         if d_model != model.cfg.d_model:
             raise ValueError(
                 f"the probe reads {d_model} dimensions, but the model's residual stream has "
@@ -223,16 +233,17 @@ def save_probes(probes: Sequence[Probe], path: str | Path) -> None:
     """Writes probes of one kind and target, one a layer, as safetensors with their metadata.
 
     Raises:
-        ValueError: none, or probes of several kinds, targets, classes or spaces.
+        ValueError: none, probes of several kinds, targets, classes or spaces, or two of one layer.
     """
+    layers = [probe.layer for probe in probes]
     kinds = {(type(probe), probe.classes, probe.space, probe.target) for probe in probes}
-    if len(kinds) != 1:
+    if len(kinds) != 1 or len(set(layers)) != len(layers):
         raise ValueError(
-            f"`probes` has {len(kinds)} kinds of probes, but a file holds one kind: same type, target, "
-            "classes and space, one probe a layer."
+            f"`probes` has {len(kinds)} kinds of probes, of layers {layers}, but a file holds one kind: same "
+            "type, target, classes and space, one probe a layer."
         )
     metadata = {
-        "layers": json.dumps([probe.layer for probe in probes]),
+        "layers": json.dumps(layers),
         "classes": json.dumps(probes[0].classes),
         "space": probes[0].space,
         "target": probes[0].target,
@@ -244,10 +255,20 @@ def save_probes(probes: Sequence[Probe], path: str | Path) -> None:
     partial.replace(path)
 
 
+def _metadata(file, path: str | Path) -> dict[str, str]:
+    metadata = file.metadata() or {}
+    if missing := {"layers", "classes", "space"} - set(metadata):
+        raise ValueError(
+            f"'{path}' is no file of probes, for its metadata lacks {', '.join(sorted(missing))}: `save_probes` "
+            "writes one."
+        )
+    return metadata
+
+
 def _load_own(path: Path, layer: int | None) -> Probe:
     with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-        layers = json.loads(metadata.get("layers", "[]"))
+        metadata = _metadata(file, path)
+        layers = json.loads(metadata["layers"])
         if layer is None and len(layers) == 1:
             layer = layers[0]
         if layer not in layers:

@@ -45,14 +45,18 @@ class Condition(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """Conditions that all hold where a neuron fires; with `silent`, where it does not."""
+    """Conditions that all hold where a neuron fires; with `silent`, where it does not.
+
+    A neuron that never does what its rule tells of, or hardly ever, has no conditions: there is nothing to tell.
+    """
 
     conditions: tuple[Condition, ...]
     silent: bool = False
 
     def __str__(self) -> str:
-        verb = "silent" if self.silent else "fires"
-        return f"{verb} when {', '.join(map(str, self.conditions)) or 'anything'}"
+        if not self.conditions:
+            return f"{'nearly always' if self.silent else 'hardly ever'} fires: no rule"
+        return f"{'silent' if self.silent else 'fires'} when {', '.join(map(str, self.conditions))}"
 
     def holds(self, positions: Positions) -> Bool[ndarray, " position"]:
         """At which positions all conditions hold."""

@@ -1,8 +1,6 @@
 """The modular-circuit story of one pair of games: computed once, and told in a screenful of text."""
 
 from collections.abc import Iterator, Sequence
-from importlib import resources
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +16,7 @@ from interp.neurons import input_weights, logit_weights, top_neurons
 from interp.pairs import find_pairs, pair_tokens, pairs_metric
 from interp.patching import patch_sweep, patching_metric
 from interp.playback import Playback, playback
+from interp.probe_types import SHIPPED
 from interp.probes import LinearProbe, ProbeAccuracy, probe_accuracy
 from othello_gpt import OthelloGPT, board
 from othello_gpt.bootstrap import Estimate, bootstrap_mean
@@ -100,8 +99,7 @@ class Story(NamedTuple):
 
 def shipped_probes() -> list[LinearProbe]:
     """The probes of every layer that ship with the packaged model."""
-    path = resources.files("othello_gpt") / "assets" / "small" / "probes.safetensors"
-    return LinearProbe.load_all(Path(str(path)))
+    return LinearProbe.load_all(SHIPPED)
 
 
 @torch.no_grad()
@@ -123,11 +121,11 @@ def tell(
         n_pairs: pairs from random games over which the sweep is averaged.
 
     Raises:
-        ValueError: `game` does not begin with the clean game.
+        ValueError: `game` does not begin with the clean game, `probes` are not those of all layers in order, or
+            the answer is not a legal reply to the clean game only.
     """
     game = pair.clean if game is None else game
-    if not np.array_equal(game[: len(pair.clean)], pair.clean):
-        raise ValueError("`game` must begin with the pair's clean game: its moves differ.")
+    _check_asked(model, probes, pair, game)
     steps = _steps(progress)
     next(steps)
     clean, corrupted = (games_to_tokens(game[None]) for game in (pair.clean, pair.corrupted))
@@ -143,12 +141,8 @@ def tell(
     games = torch.from_numpy(board.random_games(n_games, seed))
     accuracy = probe_accuracy(model, probes, games)
     next(steps)
-    believed = [
-        probe.probabilities(cache["resid_post", probe.layer][0, -1]) @ torch.tensor([0.0, -1, 1])
-        for probe in probes
-    ]
     best = probes[int(accuracy.by_layer.argmax())]
-    layer = model.cfg.n_layers - 3  # where the exercise looks: layer 5 of 8
+    layer = max(model.cfg.n_layers - 3, 0)  # where the exercise looks: layer 5 of 8
     _, varied = model.run_with_cache(games_to_tokens(games), f"post{layer}")
     varying = [(layer, neuron) for neuron in top_neurons(varied, layer, 6).tolist()]
     next(steps)
@@ -158,12 +152,13 @@ def tell(
     rule_games = AtlasGames.random(2 * n_games, seed)
     neurons = _read_neurons(model, best, [*varying, *carrying], rule_games)
     next(steps)
+    played = playback(model, probes, game, {len(pair.clean) - 1: token})
     log_probs = [lg[0, -1].log_softmax(-1)[token].item() for lg in (logits, corrupted_logits)]
     return Story(
         pair=pair,
         record=board.play(pair.clean),
         probabilities=logits[0, -1].softmax(-1),
-        believed=torch.stack(believed),
+        believed=played.believed[len(pair.clean) - 1],
         accuracy=accuracy,
         contributions=direct_logit_attribution(model, cache, token),
         written=contributions(cache.select(pos=-1), best.mine, best.layer),
@@ -174,8 +169,27 @@ def tell(
         neurons=neurons[: len(varying)],
         circuit=circuit,
         carriers=tuple(sorted(neurons[len(varying) :], key=lambda reading: reading[:2])),
-        played=playback(model, probes, game, {len(pair.clean) - 1: token}),
+        played=played,
     )
+
+
+def _check_asked(
+    model: OthelloGPT, probes: Sequence[LinearProbe], pair: Pair, game: Int[ndarray, " ply"]
+) -> None:
+    if not np.array_equal(game[: len(pair.clean)], pair.clean):
+        raise ValueError("`game` must begin with the pair's clean game: its moves differ.")
+    layers = [probe.layer for probe in probes]
+    if layers != list(range(model.cfg.n_layers)):
+        raise ValueError(
+            f"`probes` are of layers {layers}: give those of 0 to {model.cfg.n_layers - 1} in order, for "
+            "instance from `fit_probes` with `layers=range(model.cfg.n_layers)`."
+        )
+    after = [board.play(side).legal[-1].flat[pair.answer] for side in (pair.clean, pair.corrupted)]
+    if after != [True, False]:
+        raise ValueError(
+            f"the answer {square_to_label(pair.answer)} must be a legal reply to the clean game and none to the "
+            "corrupted one: `find_pair` finds such a pair."
+        )
 
 
 def _average_sweep(model: OthelloGPT, n_pairs: int, seed: int) -> tuple[int, dict[str, Estimate]]:

@@ -5,6 +5,7 @@ mine and theirs, where `mine` is the colour of whoever moves next. It comes from
 break the parity of plies in a third of full-length random games.
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,13 +36,17 @@ class Target:
         """The classes of every square after every ply.
 
         Raises:
-            ValueError: the function gave another shape, or values that are no classes.
+            ValueError: the function gave another shape, or values that are no integers or no classes.
         """
         labels = np.asarray(self.labels(record))
         if labels.shape != record.state.shape:
             raise ValueError(
                 f"target '{self.name}' gave labels of shape {labels.shape}, but the boards are "
                 f"{record.state.shape}: give one label a square."
+            )
+        if labels.dtype.kind not in "biu" and (labels % 1).any():
+            raise ValueError(
+                f"target '{self.name}' gave labels that are no integers: give 0 to {len(self.classes) - 1}."
             )
         labels = torch.from_numpy(labels.astype(np.int64))
         if labels.numel() and not 0 <= labels.min() <= labels.max() < len(self.classes):
@@ -73,16 +78,15 @@ TARGETS = {target.name: target for target in (MINE, BLACK, FLIPPED, PLAYED, LEGA
 def shuffled(target: Target, seed: int = 0) -> Target:
     """The same question with the answers of other games: what a probe can know without the board.
 
-    Games exchange labels ply by ply, so the shares of each ply and square stay, and all else is lost.
+    Each game takes the labels of a random game, ply by ply. Which one depends on the game itself and the seed, not
+    on the games beside it, so batches and ranks do not matter.
     """
 
     def labels(record: board.Record) -> ndarray:
-        labels = np.asarray(target.labels(record))
-        # by one place in a shuffled ring, so that no game keeps its own
-        ring = np.random.default_rng(seed).permutation(len(labels))
-        other = np.empty_like(ring)
-        other[ring] = np.roll(ring, 1)
-        return labels[other]
+        games = zip(record.state, record.mover != 0, strict=True)
+        numbers = [zlib.crc32(state[played].tobytes()) for state, played in games]
+        others = board.random_games_with_replies(np.array(numbers, dtype=np.int64), seed).squares
+        return np.asarray(target.labels(board.play(others[:, : record.state.shape[1]])))
 
     return Target(target.name, target.classes, labels)
 

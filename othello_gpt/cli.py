@@ -91,7 +91,7 @@ def _pair_and_game(options: argparse.Namespace, model):
     """The pair, and the whole game that begins with its clean one."""
     from interp.pairs import find_pair
     from othello_gpt import board
-    from othello_gpt.games import Pair, example_game, example_pair, parse_moves
+    from othello_gpt.games import example_game, example_pair, parse_moves
     from othello_gpt.vocab import label_to_square
 
     if options.random is not None:
@@ -101,8 +101,6 @@ def _pair_and_game(options: argparse.Namespace, model):
     clean = game if options.game is not None else game[:21]
     corrupted = None if options.corrupted is None else parse_moves(options.corrupted)
     answer = None if options.answer is None else label_to_square(options.answer)
-    if corrupted is not None and answer is not None:
-        return Pair(clean, corrupted, answer), game
     named = (options.random, options.game, options.corrupted, options.answer)
     if all(name is None for name in named):
         return example_pair(), game
@@ -132,8 +130,6 @@ def _atlas(options: argparse.Namespace) -> int:
     from othello_gpt import OthelloGPT
 
     model, games = OthelloGPT.from_pretrained(), AtlasGames.random(options.games)
-    if bad := [layer for layer in options.layer or () if not 0 <= layer < model.cfg.n_layers]:
-        raise ValueError(f"`--layer` is {bad[0]}: layers are 0 to {model.cfg.n_layers - 1}.")
     probes = shipped_probes()
     accuracy = probe_accuracy(model, probes, torch.from_numpy(games.held_out[:50]))
     best = probes[int(accuracy.by_layer.argmax())]
@@ -183,8 +179,10 @@ def _add_intervene(commands) -> None:
     intervene = commands.add_parser("intervene", help="edits of the believed board, with controls")
     _add_checkpoint(intervene)
     intervene.add_argument("--cases", type=Path, help="published cases, intervention_benchmark.pkl")
-    intervene.add_argument("--n", type=int, default=200, help="how many cases of our own otherwise")
-    intervene.add_argument("--unnatural", action="store_true", help="boards that no game reaches")
+    intervene.add_argument("--n", type=int, help="how many cases of our own otherwise; 200")
+    intervene.add_argument(
+        "--unnatural", action="store_true", help="of our own, boards that no game reaches"
+    )
     intervene.add_argument("--presets", nargs="+", metavar="PRESET", help="all if left out")
     intervene.add_argument(
         "--games",
@@ -207,8 +205,11 @@ def _intervene(options: argparse.Namespace) -> int:
     known, progress = presets(model), sys.stderr.isatty()
     if unknown := set(options.presets or ()) - set(known):
         raise ValueError(f"no preset is named {', '.join(unknown)}: there are {', '.join(known)}.")
+    if options.cases and (options.n is not None or options.unnatural):
+        raise ValueError("`--cases` brings all its own: leave `--n` and `--unnatural` out.")
     make = unnatural_cases if options.unnatural else natural_cases
-    cases = published_cases(options.cases) if options.cases else make(options.n, seed=2)
+    n = 200 if options.n is None else options.n
+    cases = published_cases(options.cases) if options.cases else make(n, seed=2)
     if options.file is None:
         probes = shipped_probes()
     else:

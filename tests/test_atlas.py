@@ -144,7 +144,13 @@ def test_a_neuron_is_opened_and_can_be_linked(path, width):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_a_layer_that_is_none_is_refused(tmp_path, capsys):
-    """Before anything is computed."""
-    assert cli.main(["atlas", "--layer", "8", "--out", str(tmp_path / "a.html")]) == 1
+def test_layers_that_are_none_and_no_games_are_refused(tmp_path, capsys):
+    """By the command and by the call, before any rule is looked for."""
+    out = ["--out", str(tmp_path / "a.html")]
+    assert cli.main(["atlas", "--layer", "8", "--games", "4", *out]) == 1
     assert "layers are 0 to 7" in capsys.readouterr().err
+    assert cli.main(["atlas", "--games", "0", *out]) == 1
+    assert "give at least one game to find rules on" in capsys.readouterr().err
+    probe = LinearProbe(torch.zeros(160, 8, 8, 3), torch.zeros(8, 8, 3), layer=0)
+    with pytest.raises(ValueError, match=r"`layers` is \[\]: layers are 0 to 1"):
+        make_atlas(MODEL, probe, GAMES, layers=[])

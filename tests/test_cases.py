@@ -83,6 +83,13 @@ def test_the_published_format_is_read(tmp_path):
 
     assert np.array_equal(loaded.after, cases.after)
     assert np.array_equal(loaded.legal_after, cases.legal_after)
+    empty = [{**rows[0], "pos_int": int(np.flatnonzero(cases.before[0] == 0)[0])}, *rows[1:]]
+    path.write_bytes(pickle.dumps(empty))
+    with pytest.raises(ValueError, match="case 0: .. does not hold the disc it names"):
+        published_cases(path)
+    path.write_text("no pickle")
+    with pytest.raises(ValueError, match="is no pickle of intervention cases"):
+        published_cases(path)
     rows[3]["ori_color"] = 2 - rows[3]["ori_color"]
     path.write_bytes(pickle.dumps(rows))
     with pytest.raises(ValueError, match="case 3: .. holds that colour already"):
@@ -95,10 +102,15 @@ def test_the_published_format_is_read(tmp_path):
 
 
 def test_improper_cases_are_refused():
-    """None at all, a game that is over, an edit that changes nothing."""
+    """None at all, a game that is over, a colour that is none, an edit that changes nothing."""
     games = board.random_games(2, seed=0)
     with pytest.raises(ValueError, match="there are no cases: give at least one"):
         make_cases(games[:0], np.array([], dtype=int), np.array([], dtype=int))
+    for draw in (natural_cases, unnatural_cases):
+        with pytest.raises(ValueError, match="there must be at least one case"):
+            draw(0)
+    with pytest.raises(ValueError, match="case 1: the colour is 2, but must be"):
+        make_cases(np.array([[19], [19]]), np.array([28, 27]), np.array([1, 2]))
     with pytest.raises(ValueError, match="case 0: nobody can move any more"):
         make_cases(games[:1], np.array([0]), np.array([0]))
     with pytest.raises(ValueError, match="case 1: D3 holds that colour already; give another"):

@@ -37,12 +37,13 @@ def test_an_ablation_is_a_full_run_with_one_neuron_held(model, data):
 
 
 def test_a_neuron_that_writes_a_move_where_its_rule_holds_passes():
-    """And fails under the rule of another neuron; the effect is what was written, no matter its sign."""
+    """And fails under another neuron's rule; the effect is what was written, LayerNorm's weight and sign included."""
     squares = board.random_games(60, seed=7)
     rules = rules_of_moves(positions_of(squares), 6, seed=4)
     model = model_of_moves(rules)
     with torch.no_grad():
         model.W_U.normal_()
+        model.ln_final.w.normal_()
         model.blocks[0].mlp.W_out.normal_(std=0.1)
     own = causal_checks(model, squares, 0, dict(enumerate(rules)))
     other = causal_checks(model, squares, 0, {i: rules[i - 1] for i in range(6)})

@@ -47,6 +47,8 @@ def test_every_way_of_naming_a_pair_is_heeded():
     assert len(game) == 60
     with pytest.raises(ValueError, match="no other last move takes A0 away"):
         chosen("--answer", "A0")
+    with pytest.raises(ValueError, match="not this other last move takes A0 away"):
+        chosen("--answer", "A0", "--corrupted", corrupted)
     with pytest.raises(SystemExit):
         chosen("--random", "3", "--game", "C3 C4")
 
@@ -73,3 +75,12 @@ def test_the_benchmarks_need_a_checkout(monkeypatch, tmp_path, capsys):
 
     assert cli.main(["bench"]) == 1
     assert "Clone the repository" in capsys.readouterr().err
+
+
+def test_published_cases_come_alone(capsys):
+    """The options of our own cases beside them are refused, and so are no cases."""
+    for options in (["--n", "1"], ["--unnatural"]):
+        assert cli.main(["intervene", "--cases", "cases.pkl", *options]) == 1
+        assert "leave `--n` and `--unnatural` out" in capsys.readouterr().err
+    assert cli.main(["intervene", "--n", "0"]) == 1
+    assert "there must be at least one case" in capsys.readouterr().err

@@ -176,12 +176,13 @@ def test_attn_out_and_one_probe_for_all_layers():
 
 
 def test_what_cannot_be_edited_is_refused():
-    """A layer without its probe, a probe of other classes, two layers where directions are needed."""
+    """A layer without its probe or with two, a probe of other classes, two layers where directions are needed."""
     model, preset = random_model(WIDE), Preset("set", placed(4.0), (1, 2))
     probe = random_probe()
     black = LinearProbe(probe.W, probe.b, 2, ("empty", "white", "black"), "raw", "black")
     for probes, message in (
         ([probe], r"needs probes of layers \[2\], but `probes` has those of \[1\]"),
+        ([probe, probe], r"`probes` are of layers \[1, 1\]: give one a layer"),
         ([probe, black], "reads empty, white, black, but edits need probes of"),
         ([probe, two_layer_probe(2)], "only `optimised` edits take a two-layer probe"),
     ):

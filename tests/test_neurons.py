@@ -47,10 +47,26 @@ def test_neuron_weights_are_cosines_with_unit_directions():
     assert torch.allclose(reads, expected)
 
 
+def test_a_neuron_without_weights_reads_and_writes_nothing():
+    """Zeros everywhere, not nan, and its neighbours are as before."""
+    model, probe = random_model(SMALL), random_probe()
+    squares = board.random_games(2, seed=8)
+    with torch.no_grad():
+        model.blocks[1].mlp.W_in[:, 3] = model.blocks[1].mlp.W_out[3] = 0
+        _, cache = model.run_with_cache(games_to_tokens(squares))
+    table = neuron_table(model, probe, cache, squares)
+    spans = [values for name, values in table.statistics.items() if name.endswith("span")]
+
+    for found in (table.reads, table.writes, table.logits, *spans):
+        assert (found[1, 3] == 0).all()
+        assert found[1, 4].any()
+    assert (logit_weights(model, 1, 3, cosine=True) == 0).all()
+
+
 def test_logit_weights_leave_the_padding_out_before_normalising():
-    """Sixty values; the raw ones are what one unit of activation adds to the logits."""
+    """Sixty values; the raw ones are what one unit adds, the final LayerNorm's weight included, its scale held."""
     model = random_model(SMALL)
-    w_out, W_U = model.W_out[0, 5], model.W_U[:, 1:]
+    w_out, W_U = model.W_out[0, 5], model.ln_final.w[:, None] * model.W_U[:, 1:]
 
     assert torch.allclose(logit_weights(model, 0, 5), w_out @ W_U)
     cosines = torch.cosine_similarity(w_out[:, None], W_U, dim=0)
@@ -91,7 +107,8 @@ def test_kurtosis_has_its_closed_form():
 
     assert torch.allclose(kurtosis(values), plain * (399 / 400) ** 2 - 3)
     assert torch.allclose(kurtosis(values, fisher=False), kurtosis(values) + 3)
-    assert kurtosis(torch.ones(5, 1)).isnan().all()
+    for constant in (torch.ones(5, 1), torch.full((1000, 1), 0.1)):
+        assert kurtosis(constant).isnan().all()
 
 
 def test_top_neurons_vary_most_and_dead_ones_come_last():
@@ -107,6 +124,8 @@ def test_top_neurons_vary_most_and_dead_ones_come_last():
     assert by_tails[0] == 2
     assert by_tails[-1] == 3
     assert top_neurons(cache, 0, k=1, pos=slice(None)).tolist() == [0]
+    with pytest.raises(ValueError, match="leaves 0 positions, but a spread needs two"):
+        top_neurons(cache, 0, pos=slice(40, None))
     with pytest.raises(ValueError, match="must be 'std' or 'kurtosis'"):
         top_neurons(cache, 0, statistic="range")
 

@@ -1,5 +1,6 @@
 """Pictures are sound SVG, say the numbers they were given, and never disturb each other or their input."""
 
+import math
 import re
 import sys
 import xml.etree.ElementTree as ET
@@ -108,6 +109,12 @@ def test_any_text_of_the_user_stays_text(words):
 def test_markup_is_shown_as_it_was_written():
     """Signs of XML are escaped once, not dropped and not twice."""
     assert _hover(plot_bars(["<b>&\"'"], [0.5])) == ["<b>&\"': 0.5"]
+
+
+def test_numbers_may_be_titles():
+    """Of boards and of an axis, as their words are."""
+    assert plot_board_values(np.zeros((8, 8)), [7]) == plot_board_values(np.zeros((8, 8)), ["7"])
+    assert plot_lines({"a": [1.0, 2.0]}, [3, 4]) == plot_lines({"a": [1.0, 2.0]}, ["3", "4"])
 
 
 @given(_values)
@@ -356,6 +363,7 @@ _BOARD = np.zeros((8, 8))
         (lambda: plot_board_values(_BOARD, pieces=_BOARD + 2), "`pieces` holds 2 at board 0, A0"),
         (lambda: plot_board_values(_BOARD, last_move=64), "`last_move` is 64: squares are 0 to 63"),
         (lambda: plot_board_values(_BOARD, limit=-1.0), "`limit` is -1.0.*above 0"),
+        (lambda: plot_board_values(_BOARD, limit=math.inf), "`limit` is inf: give the finite"),
         (lambda: plot_board(np.zeros((3, 8, 8))), r"`state` holds 3 boards.*state\[-1\]"),
         (lambda: plot_board(_BOARD + 5), "`state` holds 5 at board 0, A0. Black is .1, white -1"),
         (lambda: plot_grid([[1.0, 2.0]], ["a"], ["b"]), "1 row labels and 1 column labels"),

@@ -25,6 +25,15 @@ def test_positions_are_those_from_which_somebody_moves(game):
     assert np.array_equal(positions.played, game[positions.ply])
 
 
+def test_positions_end_with_the_model_s_context():
+    """A model of twenty positions is asked for no more."""
+    cfg = GPTConfig(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=6, n_ctx=20)
+    positions, post = next(stream_neurons(random_model(cfg), board.random_games(3, seed=3), [0]))
+
+    assert positions.ply.tolist() == 3 * list(range(20))
+    assert post.shape == (1, 60, 6)
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_batches_of_games_are_what_one_run_gives(batch_size):
     """Rows and activations in order, whatever the size of the batches."""

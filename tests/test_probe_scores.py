@@ -1,5 +1,7 @@
 """Accuracy of probes: counted as by hand, with baselines, errors and the table."""
 
+from functools import partial
+
 import pytest
 import torch
 from model_strategies import random_model
@@ -88,7 +90,7 @@ def test_the_majority_of_the_same_games_is_the_best_of_constant_answers():
 
 
 def test_what_cannot_be_scored_is_refused():
-    """No games, an unknown target, other classes, another stream."""
+    """No games or positions, an unknown target, other classes, another stream."""
     model, probe = random_model(SMALL), random_probe()
     unknown = LinearProbe(probe.W, probe.b, 1, MINE.classes, "raw", "age")
     other = LinearProbe(probe.W, probe.b, 1, ("a", "b", "c"), "raw")
@@ -101,6 +103,41 @@ def test_what_cannot_be_scored_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             probe_accuracy(model, [wrong], games)
+    with pytest.raises(ValueError, match="no position is left from which somebody moves"):
+        probe_accuracy(model, [probe], HELD_OUT, positions=slice(70, 80))
+
+
+def test_the_majority_of_shorter_games_says_nothing_of_longer_ones():
+    """More plies than were counted are refused; fewer are scored."""
+    model = random_model(SMALL)
+    with pytest.raises(ValueError, match="`held_out` has 60 plies, but `squares`.* 20: give"):
+        majority_baseline(model, HELD_OUT[:, :20], HELD_OUT)
+
+    assert majority_baseline(model, HELD_OUT, HELD_OUT[:, :20]).right.shape[2] == 20
+
+
+def test_games_may_be_numpy_s():
+    """As `board.random_games` gives them: the same counts."""
+    model, games = random_model(SMALL), HELD_OUT.numpy()
+    for score in (
+        lambda g: probe_accuracy(model, [random_probe()], g),
+        lambda g: majority_baseline(model, g, g),
+    ):
+        torch.manual_seed(1)
+        expected = score(HELD_OUT).right
+        torch.manual_seed(1)
+        assert torch.equal(score(games).right, expected)
+
+
+def test_the_table_leaves_the_caller_s_random_numbers_alone():
+    """As if nothing had been drawn; and it is the same each time."""
+    table = partial(probe_table, random_model(SMALL), HELD_OUT, HELD_OUT)
+    state = torch.get_rng_state()
+    first = str(table())
+
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(1)
+    assert str(table()) == first
 
 
 @pytest.mark.slow

@@ -134,6 +134,15 @@ def test_the_closed_form_is_the_discriminant_of_each_square():
     torch.testing.assert_close(found - found[:, :1], expected, rtol=1e-6, atol=1e-6)
 
 
+def test_games_may_be_numpy_s():
+    """As `board.random_games` gives them: the same probes, bit by bit."""
+    for fit in (fit_probes, train_probes):
+        one, other = (
+            fit(random_model(SMALL), games, layers=[1]) for games in (GAMES, GAMES.numpy())
+        )
+        assert torch.equal(one[0].W, other[0].W)
+
+
 def test_training_is_the_same_for_a_seed():
     """Bit by bit, for one layer and for two; another seed gives other probes."""
     for hidden in (None, 4):
@@ -170,13 +179,19 @@ def test_a_target_of_ones_own_is_learnt():
 
 
 def test_wrong_games_layers_and_activations_are_refused():
-    """No games, a layer that is not there, a model whose activations are not finite."""
+    """No games, positions or epochs, a layer that is not there, a model whose activations are not finite."""
     model = random_model(SMALL)
     for fit in (fit_probes, train_probes):
         with pytest.raises(ValueError, match="holds no games: give at least one"):
             fit(model, GAMES[:0])
         with pytest.raises(ValueError, match=r"`layers` is \[2\], but the model has layers 0 to 1"):
             fit(model, GAMES, layers=[2])
+        with pytest.raises(
+            ValueError, match="no game has a position there from which somebody moves"
+        ):
+            fit(model, GAMES, positions=slice(70, 80))
+    with pytest.raises(ValueError, match="`epochs` is 0: give 1 or more"):
+        train_probes(model, GAMES, epochs=0)
     with torch.no_grad():
         model.blocks[1].mlp.b_out[0] = torch.nan
     with pytest.raises(

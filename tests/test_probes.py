@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from model_strategies import random_model
+from safetensors.torch import save_file
 
 from interp.probe_types import check_reads, stream_space
 from interp.probes import LinearProbe, Probe, TwoLayerProbe, save_probes
@@ -124,6 +125,8 @@ def test_saved_probes_come_back(tmp_path):
         LinearProbe.load(tmp_path / "probes.safetensors", layer=1)
     with pytest.raises(ValueError, match="a file holds one kind: same type, target, classes"):
         save_probes([made[0], replace(made[1], target="black")], tmp_path / "probes.safetensors")
+    with pytest.raises(ValueError, match=r"of layers \[0, 0\], but a file holds one kind"):
+        save_probes([made[0], made[0]], tmp_path / "probes.safetensors")
 
 
 def test_saved_two_layer_probes_come_back(tmp_path):
@@ -152,21 +155,69 @@ def test_normalised_directions_have_unit_length_and_no_blank_centre():
 
 
 def test_a_probe_reads_only_the_stream_that_it_was_made_for():
-    """Another width, a layer that is not there, the raw stream in place of the centred one."""
+    """Another width or dtype, a layer that is not there, the raw stream in place of the centred one."""
     raw = random_model(SMALL)
     weights, _ = fold(raw.state_dict())
     centred = OthelloGPT(SMALL).double()
     centred.load_state_dict(weights)
-    probe = LinearProbe(torch.randn(8, 8, 8, 3), torch.zeros(8, 8, 3), layer=1)
+    probe = LinearProbe(torch.randn(8, 8, 8, 3), torch.zeros(8, 8, 3), layer=1).to(torch.float64)
 
     assert (stream_space(raw), stream_space(centred)) == ("raw", "centred")
     assert stream_space(OthelloGPT.from_pretrained()) == "centred"
     check_reads([probe], centred)
     check_reads([replace(probe, space="raw")], raw)
     for wrong, model, message in (
-        (replace(probe, W=torch.randn(9, 8, 8, 3)), centred, "reads 9 dimensions, but .* has 8"),
+        (
+            replace(probe, W=torch.randn(9, 8, 8, 3).double()),
+            centred,
+            "reads 9 dimensions, but .* has 8",
+        ),
         (replace(probe, layer=2), centred, "reads layer 2, but the model has layers 0 to 1"),
+        (probe.to(torch.float32), centred, r"give `probe.to\(torch.float64\)`"),
         (probe, raw, "reads the centred residual stream, but this model's is raw. Load the model"),
     ):
         with pytest.raises(ValueError, match=message):
             check_reads([wrong], model)
+
+
+def test_options_that_say_nothing_of_a_file_are_refused(tmp_path):
+    """Each where its kind of file has no use for it."""
+    own, one, projection = (
+        tmp_path / name for name in ("own.safetensors", "resid_3.pth", "layer2")
+    )
+    save_probes([LinearProbe(torch.randn(16, 8, 8, 3), torch.randn(8, 8, 3), 4)], own)
+    torch.save(torch.randn(1, 16, 8, 8, 3), one)
+    torch.save({"proj.weight": torch.randn(192, 16), "proj.bias": torch.randn(192)}, projection)
+    for path, name, value in (
+        (own, "mode", "banana"),
+        (own, "classes", ("x", "y")),
+        (one, "classes", ("mine", "empty", "theirs")),
+        (projection, "mode", "all"),
+    ):
+        with pytest.raises(ValueError, match=f"`{name}` says nothing of '.*{path.name}'"):
+            LinearProbe.load(path, **{name: value})
+
+
+def test_files_that_hold_no_probes_are_refused(tmp_path):
+    """Text, a pickled list, and tensors that `save_probes` did not write."""
+    text, listed, weights = (tmp_path / name for name in ("a.pth", "b.pth", "c.safetensors"))
+    text.write_text("no probe at all\n")
+    torch.save([1, 2], listed)
+    save_file({"W": torch.ones(1)}, weights)
+    for path, message in (
+        (text, "is no file that `torch.save` wrote"),
+        (listed, "holds a list. Published probes are tensors or dicts"),
+        (weights, "is no file of probes, for its metadata lacks classes, layers, space"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LinearProbe.load(path)
+    with pytest.raises(ValueError, match="is no file of probes"):
+        LinearProbe.load_all(weights)
+
+
+def test_a_file_s_name_says_its_layer_before_its_folder_s(tmp_path):
+    """The folder's number may be the model's size."""
+    (tmp_path / "layer8_model").mkdir()
+    torch.save(torch.randn(1, 16, 8, 8, 3), tmp_path / "layer8_model" / "resid_3_linear.pth")
+
+    assert LinearProbe.load(tmp_path / "layer8_model" / "resid_3_linear.pth").layer == 3

@@ -130,3 +130,12 @@ def test_a_silent_rule_foretells_firing_where_it_does_not_hold():
 
     assert np.array_equal(rule.fires(positions), rule.holds(positions))
     assert np.array_equal(rule._replace(silent=True).fires(positions), ~rule.holds(positions))
+
+
+def test_a_neuron_without_a_rule_is_said_to_have_none():
+    """One that never fires, and one that always does."""
+    positions = positions_of(HELD_OUT[:5])
+    constant = np.tile([-1.0, 1.0], (len(positions.ply), 1))
+
+    words = [str(rule) for rule in find_rules(positions, constant)]
+    assert words == ["hardly ever fires: no rule", "nearly always fires: no rule"]

@@ -2,13 +2,20 @@
 
 import pytest
 import torch
+from model_strategies import random_model
 
+from interp import report
 from interp.arena import calculate_attn_and_mlp_probe_score_contributions
 from interp.patching import patch_sweep, patching_metric
-from interp.story import shipped_probes, summary
-from othello_gpt import OthelloGPT
-from othello_gpt.games import games_to_tokens
-from othello_gpt.vocab import label_to_token, square_to_label
+from interp.playback import playback
+from interp.probes import fit_probes
+from interp.story import shipped_probes, summary, tell
+from othello_gpt import GPTConfig, OthelloGPT, board
+from othello_gpt.games import example_game, example_pair, games_to_tokens
+from othello_gpt.vocab import label_to_square, label_to_token, square_to_label
+
+TINY = random_model(GPTConfig(n_layers=2, d_model=16, n_heads=2, d_head=4, d_mlp=12))
+PROBES = fit_probes(TINY, torch.from_numpy(board.random_games(8, seed=1)))  # of -1, 0 and 1
 
 
 def test_figures_equal_what_the_calls_give(story):
@@ -61,3 +68,39 @@ def test_averages_are_of_the_pairs_that_they_name(story):
         assert ((low <= mean) & (mean <= high)).all()
         line = f"{site:9} 5: {mean[5].item():z6.3f} ({low[5].item():z.3f} to {high[5].item():z.3f})"
         assert line in summary(story)
+
+
+def test_each_probe_of_a_playback_reads_its_own_layer():
+    """The embeddings' too, which are called so."""
+    played = playback(TINY, PROBES, example_game())
+    _, cache = TINY.run_with_cache(games_to_tokens(example_game()))
+    for row, site in enumerate((("resid_pre", 0), ("resid_post", 0), ("resid_post", 1))):
+        belief = PROBES[row].probabilities(cache[site][0, : len(played.squares)])
+        assert torch.allclose(played.believed[:, row], belief[..., 2] - belief[..., 1])
+    assert played.believers == ("embeddings", "layer 0", "layer 1")
+
+
+def test_a_story_needs_the_probes_of_all_layers_in_order():
+    """Neither the embeddings' besides, nor another order, nor too few."""
+    for probes in (PROBES, PROBES[:0:-1], PROBES[1:2]):
+        with pytest.raises(ValueError, match="give those of 0 to 1 in order"):
+            tell(TINY, probes, example_pair())
+
+
+def test_a_story_needs_an_answer_that_is_legal_after_the_clean_game_only():
+    """Neither one that is no reply at all, nor one that is a reply to both games."""
+    for label in ("A0", "D6"):
+        pair = example_pair()._replace(answer=label_to_square(label))
+        with pytest.raises(
+            ValueError, match=f"{label} must be a legal reply to the clean game and"
+        ):
+            tell(TINY, PROBES[1:], pair)
+
+
+def test_a_story_is_told_of_models_of_any_depth_and_dtype():
+    """Two layers in float64, as text and as a page."""
+    told = tell(TINY, PROBES[1:], example_pair(), n_games=4, n_pairs=12)
+
+    assert "Neurons of layer 0 that vary most" in summary(told)
+    assert "layer 1" in report.page(told)
+    assert torch.equal(told.believed, told.played.believed[20])

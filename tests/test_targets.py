@@ -53,23 +53,38 @@ def test_mine_follows_the_mover_through_a_forfeit():
         assert np.array_equal(labels[game, ply].numpy() == 2, mine)
 
 
-def test_shuffled_labels_are_those_of_other_games_at_the_same_ply():
-    """No game keeps its own; at each ply the same labels remain."""
-    record = board.play(board.random_games(20, seed=0))
+def test_shuffled_labels_are_those_of_another_game_at_the_same_ply():
+    """Discs are as many as plies played and four, no game keeps its own labels, and another seed gives others."""
+    record = board.play(board.random_games(20, seed=0)[:, :40])
     own, other = BLACK(record), shuffled(BLACK)(record)
+    discs = (other != 0).sum((2, 3))
 
     assert not any(torch.equal(a, b) for a, b in zip(own, other, strict=True))
-    assert torch.equal(own.sum(0), other.sum(0))
+    assert discs[0].tolist() == list(range(5, 45))
+    assert not torch.equal(other, shuffled(BLACK, seed=1)(record))
     assert (shuffled(BLACK).name, shuffled(BLACK).classes) == (BLACK.name, BLACK.classes)
 
 
+def test_shuffled_labels_do_not_depend_on_the_batch():
+    """A game alone, or padded among others, takes the same ones; no games are none."""
+    games, asked = board.random_games(6, seed=0), shuffled(MINE)
+    together = asked(board.play(games))
+
+    assert torch.equal(asked(board.play(games[3:4])), together[3:4])
+    cut = np.where(np.arange(60) < 9, games, -1).astype(np.int8)
+    assert torch.equal(asked(board.play(cut[:, :9])), asked(board.play(cut))[:, :9])
+    assert asked(board.play(games[:0])).shape == (0, 60, 8, 8)
+
+
 def test_wrong_labels_are_refused():
-    """Another shape, values that are no classes, a name that nobody knows."""
+    """Another shape, fractions, values that are no classes, a name that nobody knows."""
     record = board.play(board.random_games(2, seed=0))
     with pytest.raises(ValueError, match="give one label a square"):
         Target("x", ("a", "b"), lambda record: record.to_move)(record)
     with pytest.raises(ValueError, match="gave labels -1 to 1, but it has 2 classes: give 0 to 1"):
         Target("x", ("a", "b"), lambda record: record.state)(record)
+    with pytest.raises(ValueError, match="gave labels that are no integers: give 0 to 1"):
+        Target("x", ("a", "b"), lambda record: record.state**2 / 2)(record)
     with pytest.raises(ValueError, match="no target is named 'x': there are mine, black"):
         find_target("x")
     assert find_target("flipped") is FLIPPED

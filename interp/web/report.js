@@ -28,9 +28,9 @@ function show(ply) {
 
   const truth = relative(discs, mover);
   place("truth").innerHTML = drawBoard({title: "the truth", cells: valueCells(truth, 1), discs, last});
-  place("believed").innerHTML = story.believed[ply].map((believed, layer) => {
-    const wrong = story.wrong[ply][layer];
-    const title = `layer ${layer}: ` + (wrong.length ? `${wrong.length} wrong` : "all right");
+  place("believed").innerHTML = story.believed[ply].map((believed, i) => {
+    const wrong = story.wrong[ply][i];
+    const title = `${story.believers[i]}: ` + (wrong.length ? `${wrong.length} wrong` : "all right");
     return drawBoard({title, cells: valueCells(believed, 1), discs, rings: wrong, last});
   }).join("");
 
