@@ -1,5 +1,6 @@
 """All that decides a training run's weights: the model's sizes, the objective, the budget, the learning rates."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -37,8 +38,17 @@ class Recipe:
                 raise ValueError(
                     f"`{name}` is '{getattr(self, name)}', but must be one of {', '.join(known)}."
                 )
-        if not (self.games or self.minutes):
+        if self.games is None and self.minutes is None:
             raise ValueError("a recipe needs a budget: give `games`, `minutes` or both.")
+        for name in ("games", "minutes", "batch", "lr", "adam_lr"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"`{name}` is {value}, but must be a number above 0.")
+        for name in ("warm_up", "cool_down"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)}, but must be a part of the budget, 0 to 1."
+                )
         if self.seed == HELD_OUT_SEED:
             raise ValueError(
                 f"`seed` is {self.seed}, whose games are for evaluation: take another."

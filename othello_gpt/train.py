@@ -223,8 +223,10 @@ def train(
         held_out: games on which the trained model is evaluated for its card.
 
     Raises:
-        ValueError: a folder that holds a run already, or none to go on with.
+        ValueError: a folder that holds a run already, or none to go on with; no games to evaluate on.
     """
+    if held_out < 1:
+        raise ValueError(f"`held_out` is {held_out}, but the card needs at least one game.")
     folder = Path(folder)
     with _processes() as device:
         trainer = _prepared(folder, recipe, {"games": games, "minutes": minutes}, device)

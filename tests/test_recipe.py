@@ -1,5 +1,6 @@
 """Recipes: objectives, learning rates, command lines, and what is no recipe."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -61,11 +62,18 @@ def test_the_command_of_a_recipe_gives_that_recipe(preset, games, lr, objective,
 
 
 def test_what_is_no_recipe_is_named():
-    """Unknown choices, no budget, the seed kept for evaluation."""
+    """Unknown choices, no budget or a negative one, the seed kept for evaluation, what is no number or part."""
     for changes, message in (
         ({"objective": "win"}, "`objective` is 'win', but must be one of legal-moves, next-move"),
         ({"optimizer": "sgd"}, "must be one of muon, adamw"),
         ({"games": None}, "needs a budget: give `games`, `minutes` or both"),
+        ({"games": -5}, "`games` is -5, but must be a number above 0"),
+        ({"games": None, "minutes": -1}, "`minutes` is -1, but must be a number above 0"),
+        ({"batch": 0}, "`batch` is 0, but must be"),
+        ({"lr": math.nan}, "`lr` is nan, but must be"),
+        ({"adam_lr": math.inf}, "`adam_lr` is inf, but must be"),
+        ({"warm_up": 5}, "`warm_up` is 5, but must be a part of the budget, 0 to 1"),
+        ({"cool_down": -1}, "`cool_down` is -1, but must be a part of the budget"),
         ({"seed": HELD_OUT_SEED}, "whose games are for evaluation: take another"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -263,9 +263,11 @@ def test_the_weights_that_are_saved_are_the_trained_ones_in_half_precision(tmp_p
 
 
 def test_what_cannot_be_trained_is_named(tmp_path, capsys):
-    """Uneven shares, folders in the way, a recipe that changes on resuming."""
+    """Uneven shares, nothing to evaluate on, folders in the way, a recipe that changes on resuming."""
     with pytest.raises(ValueError, match="`batch` is 4, which 3 processes cannot share equally"):
         Games(0, 4, 0, 3)
+    with pytest.raises(ValueError, match="`held_out` is 0, but the card needs at least one game"):
+        train(tmp_path / "run", SHORT, held_out=0)
     with pytest.raises(ValueError, match="no run in .* to go on with"):
         run(tmp_path / "nothing")
     (tmp_path / "checkpoint.pt").touch()
