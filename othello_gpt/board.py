@@ -274,7 +274,10 @@ def relative_state(record: Record) -> Int8[ndarray, "*games ply 8 8"]:
 
     When the game is over nobody moves next; then mine are the discs of the side that did not move last.
     """
-    mine = np.where(record.to_move != 0, record.to_move, -record.mover)
+    ply = np.arange(record.mover.shape[-1])
+    last = np.maximum.accumulate(np.where(record.mover != 0, ply, 0), axis=-1)
+    other = -np.take_along_axis(record.mover, last, axis=-1)
+    mine = np.where(record.to_move != 0, record.to_move, other)
     return (record.state * mine[..., None, None]).astype(np.int8)
 
 

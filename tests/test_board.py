@@ -140,6 +140,23 @@ def test_mine_follows_the_mover_and_not_the_parity():
     assert (record.to_move != parity)[live].any()
 
 
+def test_after_the_end_mine_are_the_discs_of_the_side_that_did_not_move_last():
+    """At the last move, and as long as its state is carried on."""
+    squares = board.random_games(200, seed=5)
+    record = board.play(squares)
+    classes = board.piece_classes(record)
+    ended = (squares == -1).any(1)
+
+    assert ended.any()
+    assert np.array_equal(classes == 0, record.state == 0)
+    for game in np.flatnonzero(ended):
+        last = np.flatnonzero(squares[game] >= 0)[-1]
+        assert np.array_equal(
+            classes[game, last] == 1, record.state[game, last] == record.mover[game, last]
+        )
+        assert (classes[game, last:] == classes[game, last]).all()
+
+
 def test_games_that_end_early_carry_their_last_state():
     """After -1 nothing is legal, nobody moves, nothing flips."""
     record = board.play(np.array([[19, 18, -1, -1]]))
