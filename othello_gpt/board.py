@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Int8, UInt64
 from numpy import ndarray
 
-from othello_gpt.vocab import square_to_label
+from othello_gpt.vocab import checked_square, square_to_label
 
 BLACK, WHITE, EMPTY = 1, -1, 0
 MAX_PLIES = 60
@@ -243,7 +243,7 @@ def flip_square(
     state: Int[ndarray, "*games 8 8"], square: int | np.integer
 ) -> Int[ndarray, "*games 8 8"]:
     """A copy of the board with the disc on `square` in the other colour."""
-    row, col = divmod(square, 8)
+    row, col = divmod(checked_square(square), 8)
     if (np.asarray(state)[..., row, col] == EMPTY).any():
         raise ValueError(
             f"{square_to_label(square)} is empty, so there is no disc to flip: use `set_square`."
@@ -265,7 +265,8 @@ def set_square(
 ) -> Int[ndarray, "*games 8 8"]:
     """A copy of the board with +1 (black), -1 (white) or 0 (nothing) on `square`, 0 to 63."""
     edited = np.array(state)
-    edited[..., square // 8, square % 8] = colour
+    row, col = divmod(checked_square(square), 8)
+    edited[..., row, col] = colour
     return edited
 
 

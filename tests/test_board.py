@@ -126,6 +126,14 @@ def test_flipping_f4_takes_c7_away():
         board.flip_square(state, 0)
 
 
+@pytest.mark.parametrize("square", [-1, 64])
+def test_what_is_no_square_cannot_be_edited(square):
+    """Not even -1, which elsewhere is "no move"."""
+    for edit in (board.flip_square, board.erase_square, lambda *at: board.set_square(*at, 1)):
+        with pytest.raises(ValueError, match=f"{square} is no square: squares are 0 to 63"):
+            edit(board.START, square)
+
+
 def test_mine_follows_the_mover_and_not_the_parity():
     """After a forfeit the same side moves again, and the classes say so."""
     squares = board.random_games(50, seed=0)
