@@ -329,7 +329,7 @@ def _convert(options: argparse.Namespace) -> int:
 def _add_train(commands) -> None:
     train = commands.add_parser("train", help="trains a model on random games")
     train.description = "Several processes: torchrun --nproc-per-node N -m othello_gpt train ..."
-    train.add_argument("--preset", choices=("tiny", "small", "full"), default="small")
+    train.add_argument("--preset", choices=("tiny", "small", "full"), help="small by default")
     train.add_argument(
         "--out",
         type=Path,
@@ -370,12 +370,15 @@ def _train(options: argparse.Namespace) -> int:
     from othello_gpt.recipe import given_fields, recipe_of
 
     changes = given_fields(vars(options))
-    recipe, budget = None, changes
+    recipe, budget, preset = None, changes, options.preset or "small"
     if options.resume is None:
-        recipe, budget = recipe_of(options.preset, float32=options.float32, **changes), {}
-    elif extra := set(changes) - {"games", "minutes"}:
-        raise ValueError(f"a resumed run keeps its recipe: leave out {', '.join(sorted(extra))}.")
-    folder = options.resume or options.out or Path("runs") / options.preset
+        recipe, budget = recipe_of(preset, float32=options.float32, **changes), {}
+    else:
+        named = {name for name in ("preset", "out", "float32") if getattr(options, name)}
+        if extra := (named | set(changes)) - {"games", "minutes"}:
+            listed = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(extra))
+            raise ValueError(f"a resumed run keeps its recipe and its folder: leave out {listed}.")
+    folder = options.resume or options.out or Path("runs") / preset
     finished = train.train(
         folder,
         recipe,

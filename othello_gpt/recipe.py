@@ -1,6 +1,7 @@
 """All that decides a training run's weights: the model's sizes, the objective, the budget, the learning rates."""
 
 import math
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -117,11 +118,11 @@ def command(recipe: Recipe) -> str:
     """The command line that trains by this recipe."""
     for name, preset in PRESETS.items():
         if preset.model == recipe.model:
-            values = {f.name: getattr(recipe, f.name) for f in fields(recipe)[1:]}
+            default = vars(preset) | ({"games": None} if recipe.minutes else {})  # as `recipe_of`
             given = [
-                f" --{key.replace('_', '-')} {value}"
-                for key, value in values.items()
-                if value not in (None, getattr(preset, key)) and key != "bf16"
+                f" --{key.replace('_', '-')} {shlex.quote(str(value))}"
+                for key, value in vars(recipe).items()
+                if value not in (None, default[key]) and key != "bf16"
             ]
             return f"othello-gpt train --preset {name}{''.join(given)}" + " --float32" * (
                 not recipe.bf16

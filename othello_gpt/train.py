@@ -290,6 +290,11 @@ def _prepared(folder: Path, recipe: Recipe | None, budget: dict, device) -> Trai
             )
         changes = {name: value for name, value in budget.items() if value is not None}
         return Trainer.load(path, device, **changes)
+    if any(value is not None for value in budget.values()):
+        raise ValueError(
+            "`games` and `minutes` change the budget of a run that goes on, but a recipe has its own: "
+            "give them to the recipe."
+        )
     if path.exists():
         raise ValueError(
             f"'{folder}' holds a run already. Go on with it (`--resume {folder}`), or choose another folder."

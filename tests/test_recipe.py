@@ -1,6 +1,7 @@
 """Recipes: objectives, learning rates, command lines, and what is no recipe."""
 
 import math
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -45,18 +46,21 @@ def test_the_learning_rate_rises_stays_and_falls_to_zero():
 
 @given(
     preset=st.sampled_from(sorted(PRESETS)),
-    games=st.integers(1, 10**9),
+    games=st.integers(1, 10**9) | st.sampled_from([preset.games for preset in PRESETS.values()]),
+    minutes=st.none() | st.floats(0.1, 100),
     lr=st.floats(1e-6, 1),
     objective=st.sampled_from(sorted(OBJECTIVES)),
     float32=st.booleans(),
+    init=st.sampled_from([None, "my model/weights.pth"]),
 )
-def test_the_command_of_a_recipe_gives_that_recipe(preset, games, lr, objective, float32):
+def test_the_command_of_a_recipe_gives_that_recipe(preset, float32, **changes):
     """What the card says, typed in again, trains the same."""
-    recipe = recipe_of(preset, games=games, lr=lr, objective=objective, float32=float32)
+    given = {name: value for name, value in changes.items() if value is not None}
+    recipe = recipe_of(preset, float32=float32, **given)
     seen = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("othello_gpt.train.train", lambda folder, recipe, **_: seen.append(recipe))
-        main(command(recipe).split()[1:])
+        main(shlex.split(command(recipe))[1:])
 
     assert seen == [recipe]
 

@@ -273,10 +273,16 @@ def test_what_cannot_be_trained_is_named(tmp_path, capsys):
     (tmp_path / "checkpoint.pt").touch()
     with pytest.raises(ValueError, match="holds a run already. Go on with it"):
         run(tmp_path, SHORT)
+    with pytest.raises(ValueError, match="a recipe has its own: give them to the recipe"):
+        run(tmp_path / "run", SHORT, games=64)
     for foreign in (None, {}, [], {"recipe": {"lr": 1}}):
         if foreign is not None:  # the first time it is an empty file
             torch.save(foreign, tmp_path / "checkpoint.pt")
         with pytest.raises(ValueError, match="no checkpoint of a training run, or a damaged one"):
             run(tmp_path)
-    assert main(["train", "--resume", str(tmp_path), "--lr", "1"]) == 1
-    assert "a resumed run keeps its recipe: leave out lr" in capsys.readouterr().err
+    ignored = ["--lr=1", "--preset=full", "--float32", f"--out={tmp_path}"]
+    assert main(["train", "--resume", str(tmp_path), *ignored]) == 1
+    kept = (
+        "a resumed run keeps its recipe and its folder: leave out --float32, --lr, --out, --preset"
+    )
+    assert kept in capsys.readouterr().err
