@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -346,12 +346,8 @@ def load_pretrained(
     )
     path = find_file(source, filename, **hub)
     check_sha256(path, sha256)
-    stored_config = _stored_config(path)
     cfg, state_dict = convert(read_state_dict(path), n_heads)
-    if stored_config not in (None, cfg):
-        raise WeightsError(
-            f"config.json beside '{path}' says {stored_config}, but its tensors {cfg}."
-        )
+    cfg = with_stored_eps(cfg, path)
     state_dict = {name: tensor.double() for name, tensor in state_dict.items()}
     if fold:
         state_dict, report = _fold(state_dict)
@@ -514,6 +510,14 @@ def _what_it_is(head: bytes, error: Exception) -> str:
     )
 
 
+def with_stored_eps(cfg: GPTConfig, path: Path) -> GPTConfig:
+    """The sizes that the tensors of a file have, with the eps of its config.json, which must agree."""
+    stored = _stored_config(path) or cfg
+    if stored != replace(cfg, eps=stored.eps):
+        raise WeightsError(f"config.json beside '{path}' says {stored}, but its tensors {cfg}.")
+    return stored
+
+
 def _stored_config(path: Path) -> GPTConfig | None:
     """The sizes in the config.json beside model.safetensors or its shards."""
     config = path.with_name("config.json")
@@ -523,10 +527,19 @@ def _stored_config(path: Path) -> GPTConfig | None:
         sizes = json.loads(config.read_text())
     except ValueError as error:
         raise WeightsError(f"'{config}' is not JSON: {error}") from error
-    known = {field.name for field in fields(GPTConfig)}
-    if unknown := set(sizes) - known:
+    if not isinstance(sizes, dict):
+        raise WeightsError(f"'{config}' holds {sizes!r}, not an object of sizes by their names.")
+    kinds = {field.name: (int, field.type) for field in fields(GPTConfig)}  # an int is a float
+    if unknown := set(sizes) - set(kinds):
         raise WeightsError(f"'{config}' has unknown keys: {', '.join(sorted(unknown))}.")
-    return GPTConfig(**sizes)
+    if wrong := [name for name, size in sizes.items() if type(size) not in kinds[name]]:
+        raise WeightsError(
+            f"'{config}': `{wrong[0]}` is {sizes[wrong[0]]!r}, but must be a number, whole unless it is eps."
+        )
+    try:
+        return GPTConfig(**sizes)
+    except ValueError as error:
+        raise WeightsError(f"'{config}': {error}") from error
 
 
 # --- Saving -----------------------------------------------------------------------------------------

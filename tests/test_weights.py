@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -140,8 +141,9 @@ def test_a_folded_transformer_lens_file_gets_identity_layer_norms():
 
 @given(models())
 def test_saving_and_loading_changes_no_bit(tmp_path_factory, model):
-    """Of weights, sizes or dtype, when loading is told not to fold."""
+    """Of weights, sizes (the LayerNorm's eps too) or dtype, when loading is told not to fold."""
     folder = tmp_path_factory.mktemp("model")
+    model = with_weights(OthelloGPT(replace(model.cfg, eps=1e-6)).double(), model.state_dict())
     save_pretrained(model, folder)
     loaded = load_pretrained(folder, fold=False, dtype=torch.float64)
 
@@ -260,6 +262,16 @@ def test_sources_and_configs_that_cannot_be_are_named(tmp_path):
     config.write_text('{"n_layers": 5}')
     with pytest.raises(WeightsError, match="config.json beside"):
         load_pretrained(tmp_path / "model")
+    for content, message in (
+        ("[1]", r"config.json' holds \[1\], not an object of sizes by their names"),
+        ("3", "config.json' holds 3, not an object"),
+        ('{"d_model": "16"}', "`d_model` is '16', but must be a number, whole"),
+        ('{"n_layers": 1.5}', "`n_layers` is 1.5, but must be a number, whole"),
+        ('{"d_model": 0}', "`d_model` is 0. Every size of a model must be positive"),
+    ):
+        config.write_text(content)
+        with pytest.raises(WeightsError, match=message):
+            load_pretrained(tmp_path / "model")
     with pytest.raises(WeightsError, match="has sha256 .* expected 00.* Fetch it again"):
         load_pretrained(tmp_path / "model" / "model.safetensors", sha256="00")
 
