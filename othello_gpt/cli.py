@@ -315,8 +315,13 @@ def _convert(options: argparse.Namespace) -> int:
 
     if options.out.exists():
         raise ValueError(f"'{options.out}' is there already: name another place.")
+    if options.out.suffix in (".safetensors", ".ckpt", ".pt", ".bin"):
+        raise ValueError(
+            f"'{options.out}' is neither a folder's name nor a file.pth: name one of these."
+        )
     model = OthelloGPT.from_pretrained(options.source, filename=options.filename, fold=options.fold)
     if options.out.suffix == ".pth":
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         partial = options.out.with_name(options.out.name + ".partial")
         torch.save(to_transformer_lens(model), partial)
         partial.replace(options.out)

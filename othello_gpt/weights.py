@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
@@ -162,12 +163,22 @@ def _mingpt_heads(block: str, rest: str, tensor: Tensor, n_heads: int) -> StateD
 
 def _infer_config(ours: StateDict) -> GPTConfig:
     """The sizes, read from the shapes of the tensors that hold them."""
-    needed = ("W_E", "W_pos", "blocks.0.attn.W_Q", "blocks.0.mlp.W_in")
+    needed = {
+        "W_E": 2,
+        "W_pos": 2,
+        "blocks.0.attn.W_Q": 3,
+        "blocks.0.mlp.W_in": 2,
+    }  # and their axes
     if missing := [name for name in needed if name not in ours]:
         raise WeightsError(f"the checkpoint lacks {', '.join(missing)}, so its sizes are unknown.")
+    if misshapen := [name for name, axes in needed.items() if ours[name].ndim != axes]:
+        listed = ", ".join(f"{name} {tuple(ours[name].shape)}" for name in misshapen)
+        raise WeightsError(
+            f"the checkpoint's sizes are unknown, for these have too many or few axes: {listed}."
+        )
     (d_vocab, d_model), n_ctx = ours["W_E"].shape, ours["W_pos"].shape[0]
     n_heads, _, d_head = ours["blocks.0.attn.W_Q"].shape
-    layers = {int(name.split(".")[1]) for name in ours if name.startswith("blocks.")}
+    layers = {int(match[1]) for name in ours if (match := re.match(r"blocks\.(\d+)\.", name))}
     return GPTConfig(
         max(layers) + 1,
         d_model,

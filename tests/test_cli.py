@@ -65,6 +65,9 @@ def test_a_checkpoint_converts_there_and_back(tmp_path, capsys):
     assert cli.main(["convert", str(theirs), str(ours)]) == 1
     assert "is there already: name another place" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.partial"))
+    assert cli.main(["convert", str(theirs), str(tmp_path / "new" / "tl.pth")]) == 0
+    assert cli.main(["convert", str(theirs), str(tmp_path / "x.safetensors")]) == 1
+    assert "neither a folder's name nor a file.pth" in capsys.readouterr().err
 
 
 def test_the_benchmarks_need_a_checkout(monkeypatch, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -145,6 +146,15 @@ def test_the_command_compares_models_on_random_games_or_those_of_a_file(tmp_path
         assert np.allclose(stored["models"][name]["kl"], expected, rtol=1e-3)
         assert "58" in stored["by_ply"][name]
         assert f"{name}, ply" in out
+
+
+@pytest.mark.parametrize("sizes", [{"n_ctx": 30}, {"d_vocab": 66}])
+def test_models_of_every_size_are_evaluated(sizes):
+    """At the positions that they have; tokens beyond the board's are never legal."""
+    scores = evaluate(random_model(replace(SMALL, **sizes)), GAMES)
+
+    assert scores.live.shape == (40, sizes.get("n_ctx", 59))
+    assert torch.equal(scores.live, legal_tokens(GAMES)[1][:, : scores.live.shape[1]])
 
 
 def test_no_games_are_an_error():

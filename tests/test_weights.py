@@ -195,9 +195,19 @@ def test_everything_wrong_with_a_checkpoint_is_listed_at_once():
 
 
 def test_heads_that_do_not_divide_are_an_error():
-    """The minGPT layout does not say how many there are."""
+    """The minGPT layout does not say how many there are; nor do tensors of other axes say any size."""
     with pytest.raises(WeightsError, match="3 heads do not divide.*give `n_heads=`"):
         convert(to_mingpt(random_model(SMALL)), n_heads=3)
+    ours = dict(random_model(SMALL).state_dict())
+    for name, wrong in (
+        ("W_E", (1, 2, 3)),
+        ("blocks.0.attn.W_Q", (8, 8)),
+        ("blocks.0.mlp.W_in", (8,)),
+    ):
+        with pytest.raises(WeightsError, match=f"sizes are unknown.*{name}"):
+            convert(ours | {name: torch.zeros(wrong)})
+    with pytest.raises(WeightsError, match="not expected: blocks.foo"):
+        convert(ours | {"blocks.foo": torch.zeros(1)})
     with pytest.raises(WeightsError, match="has no token embedding under"):
         convert({"wte": torch.zeros(1)})
 
