@@ -269,8 +269,16 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _games(options: argparse.Namespace):
     from othello_gpt import board, evaluate, games
 
+    if options.games is not None and options.games < 1:
+        raise ValueError(
+            f"`--games` is {options.games}: there must be at least one to evaluate on."
+        )
     if options.file:
+        if options.seed is not None:
+            raise ValueError("`--seed` is of random games: leave it out, or `--file`.")
         return games.load_games(options.file, notation=options.notation)[: options.games]
+    if options.notation:
+        raise ValueError("`--notation` is of a file's games: give `--file` too.")
     seed = evaluate.HELD_OUT_SEED if options.seed is None else options.seed
     return board.random_games(options.games or 2000, seed)
 

@@ -105,6 +105,10 @@ def load_games(
         ValueError: an unknown kind, a damaged file, or an illegal move, with file, game and move.
     """
     path = Path(path)
+    if kind is not None and path.suffix != ".npy":
+        raise ValueError(f"`kind` is for .npy files: leave it out for '{path}'.")
+    if notation is not None and path.suffix in (".npy", ".pickle", ".pkl", ".wtb"):
+        raise ValueError(f"`notation` is for texts: leave it out for '{path}'.")
     if path.suffix == ".npy":
         games = _from_npy(_read(path, np.load, path, mmap_mode="r", allow_pickle=False), kind, path)
     elif path.suffix in (".pickle", ".pkl"):

@@ -376,7 +376,13 @@ def find_file(source: str | Path | None, filename: str | None = None, **hub) -> 
     path = Path(source or "small")
     if source is None or (str(source) in _SHIPPED and not path.exists()):
         path = _shipped(path.name)
+    if hub.get("revision") and path.exists():
+        raise WeightsError(f"'{path}' lies here and has no revisions: leave out `revision=`.")
     if path.is_file():
+        if filename:
+            raise WeightsError(
+                f"'{path}' is a file itself: leave out `filename=`, or give its folder."
+            )
         return path
     names = [filename] if filename else [_SINGLE, _INDEX]
     if path.is_dir():

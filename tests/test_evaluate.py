@@ -161,3 +161,17 @@ def test_no_games_are_an_error():
     """And the message says what to give."""
     with pytest.raises(ValueError, match="no games to evaluate on: give at least one"):
         evaluate(random_model(SMALL), GAMES[:0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--games", "0"], "`--games` is 0: there must be at least one"),
+        (["--file", "games.npy", "--seed", "7"], "`--seed` is of random games: leave it out"),
+        (["--notation", "li"], "`--notation` is of a file's games: give `--file` too"),
+    ],
+)
+def test_the_command_passes_no_option_over(capsys, options, message):
+    """One that means nothing beside the others is an error."""
+    assert main(["evaluate", *options]) == 1
+    assert message in capsys.readouterr().err

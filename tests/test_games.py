@@ -96,6 +96,13 @@ def test_what_cannot_be_games_is_refused(tmp_path):
         load_games(tmp_path / "illegal.txt")
     with pytest.raises(ValueError, match=r"word.txt', game 1: 'x9' is no label|'x9'"):
         load_games(tmp_path / "word.txt")
+    with pytest.raises(
+        ValueError, match="`kind` is for .npy files: leave it out for .*illegal.txt"
+    ):
+        load_games(tmp_path / "illegal.txt", kind="square")
+    for name in ("games.npy", "games.pickle", "games.wtb"):
+        with pytest.raises(ValueError, match=f"`notation` is for texts: leave it out for .*{name}"):
+            load_games(tmp_path / name, notation="li")
     with pytest.raises(ValueError, match="`notation` is 'french'"):
         parse_moves("C3", "french")
 

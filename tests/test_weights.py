@@ -264,6 +264,11 @@ def test_sources_and_configs_that_cannot_be_are_named(tmp_path):
         WeightsError, match="no file and no folder here, nor a repository of the hub"
     ):
         load_pretrained(tmp_path / "nowhere.pth")
+    with pytest.raises(WeightsError, match="is a file itself: leave out `filename=`"):
+        load_pretrained(tmp_path / "model" / "model.safetensors", filename="other.pth")
+    for name in ("", "model.safetensors"):
+        with pytest.raises(WeightsError, match="has no revisions: leave out `revision=`"):
+            load_pretrained(tmp_path / "model" / name, revision="main")
     with pytest.raises(WeightsError, match="has no model.safetensors"):
         load_pretrained(tmp_path)
     config.write_text(config.read_text().replace("n_layers", "n_leyers"))
