@@ -55,7 +55,7 @@ def token_to_square(token: Any) -> Any:
 
 
 def _looked_up(places, kind: str, size: int, table: np.ndarray, hint: str):
-    values = np.asarray(places)
+    values = np.asarray(places.cpu() if isinstance(places, Tensor) else places)
     if not np.issubdtype(values.dtype, np.integer):
         raise TypeError(f"{kind}s must be integers, but these are {values.dtype}.")
     lowest = -1 if kind == "square" else 0
