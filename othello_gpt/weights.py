@@ -216,9 +216,13 @@ def _empty_model(cfg: GPTConfig) -> OthelloGPT:
 
 
 def to_transformer_lens(model: OthelloGPT) -> StateDict:
-    """The model's weights under TransformerLens's names, LayerNorm's included (configuration "LN")."""
+    """The model's weights under TransformerLens's names, LayerNorm's included (configuration "LN"), and buffers."""
     theirs = {ours: name for name, ours in _TL_ROOT.items()}
-    return {theirs.get(k, k): v.detach().contiguous() for k, v in model.state_dict().items()}
+    stored = {theirs.get(k, k): v.detach().contiguous() for k, v in model.state_dict().items()}
+    for i, block in enumerate(model.blocks):  # what `load_state_dict` of TransformerLens insists on
+        stored[f"blocks.{i}.attn.mask"] = ~block.attn.future
+        stored[f"blocks.{i}.attn.IGNORE"] = torch.tensor(-torch.inf)
+    return stored
 
 
 # --- Folding ----------------------------------------------------------------------------------------

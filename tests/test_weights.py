@@ -129,6 +129,13 @@ def test_all_layouts_hold_the_same_model():
         assert all(torch.equal(ours[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_transformer_lens_finds_all_its_names():
+    """The buffers too, without which its `load_state_dict` refuses a dictionary."""
+    theirs = {key.removeprefix("sd/") for key in load_fixture() if key.startswith("sd/")}
+
+    assert set(to_transformer_lens(fixture_model())) == theirs
+
+
 def test_a_folded_transformer_lens_file_gets_identity_layer_norms():
     """The published files have no LayerNorm parameters."""
     state_dict = fold(random_model(SMALL).state_dict())[0]
