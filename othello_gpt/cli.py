@@ -46,6 +46,12 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--filename", help="the file in a folder or repository")
 
 
+def _add_n_heads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--n-heads", type=int, help="of a checkpoint in minGPT's layout, which does not tell; 8"
+    )
+
+
 def _add_report(commands) -> None:
     report = commands.add_parser(
         "report", help="the circuit story of a pair of games, as text and a page"
@@ -240,6 +246,7 @@ def _add_evaluate(commands) -> None:
     evaluate.add_argument("--notation", choices=("label", "li", "standard"), help="of the file")
     evaluate.add_argument("--by-ply", action="store_true", help="a line for each ply, too")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="writes all figures")
+    _add_n_heads(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
 
@@ -248,7 +255,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     games, rows, by_ply = _games(options), {}, {}
     for name in options.models or ["small"]:
-        model = OthelloGPT.from_pretrained(name, filename=options.filename)
+        model = OthelloGPT.from_pretrained(name, filename=options.filename, n_heads=options.n_heads)
         scores = evaluate.evaluate(model, games, progress=sys.stderr.isatty())
         rows[name], by_ply[name] = evaluate.summary(scores), evaluate.summary_by_ply(scores)
     print(f"{len(games)} games; 95 % intervals by resampling games\n")
@@ -288,13 +295,14 @@ def _add_verify(commands) -> None:
         "verify", help="checks a checkpoint: layout, hash, folding, loss, legality"
     )
     _add_checkpoint(verify)
+    _add_n_heads(verify)
     verify.set_defaults(run=_verify)
 
 
 def _verify(options: argparse.Namespace) -> int:
     from othello_gpt.verify import verify_checkpoint
 
-    report = verify_checkpoint(options.file, filename=options.filename)
+    report = verify_checkpoint(options.file, filename=options.filename, n_heads=options.n_heads)
     print(report)
     return 0 if report.ok else 1
 
@@ -312,6 +320,7 @@ def _add_convert(commands) -> None:
     convert.add_argument(
         "--fold", action="store_true", help="fold LayerNorm and centre the weights"
     )
+    _add_n_heads(convert)
     convert.set_defaults(run=_convert)
 
 
@@ -327,7 +336,9 @@ def _convert(options: argparse.Namespace) -> int:
         raise ValueError(
             f"'{options.out}' is neither a folder's name nor a file.pth: name one of these."
         )
-    model = OthelloGPT.from_pretrained(options.source, filename=options.filename, fold=options.fold)
+    model = OthelloGPT.from_pretrained(
+        options.source, filename=options.filename, fold=options.fold, n_heads=options.n_heads
+    )
     if options.out.suffix == ".pth":
         options.out.parent.mkdir(parents=True, exist_ok=True)
         partial = options.out.with_name(options.out.name + ".partial")
