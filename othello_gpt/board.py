@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Int8, UInt64
 from numpy import ndarray
 
-from othello_gpt.vocab import square_to_label
+from othello_gpt.vocab import checked_square, square_to_label
 
 BLACK, WHITE, EMPTY = 1, -1, 0
 MAX_PLIES = 60
@@ -243,7 +243,7 @@ def flip_square(
     state: Int[ndarray, "*games 8 8"], square: int | np.integer
 ) -> Int[ndarray, "*games 8 8"]:
     """A copy of the board with the disc on `square` in the other colour."""
-    row, col = divmod(square, 8)
+    row, col = divmod(checked_square(square), 8)
     if (np.asarray(state)[..., row, col] == EMPTY).any():
         raise ValueError(
             f"{square_to_label(square)} is empty, so there is no disc to flip: use `set_square`."
@@ -265,7 +265,8 @@ def set_square(
 ) -> Int[ndarray, "*games 8 8"]:
     """A copy of the board with +1 (black), -1 (white) or 0 (nothing) on `square`, 0 to 63."""
     edited = np.array(state)
-    edited[..., square // 8, square % 8] = colour
+    row, col = divmod(checked_square(square), 8)
+    edited[..., row, col] = colour
     return edited
 
 
@@ -274,7 +275,10 @@ def relative_state(record: Record) -> Int8[ndarray, "*games ply 8 8"]:
 
     When the game is over nobody moves next; then mine are the discs of the side that did not move last.
     """
-    mine = np.where(record.to_move != 0, record.to_move, -record.mover)
+    ply = np.arange(record.mover.shape[-1])
+    last = np.maximum.accumulate(np.where(record.mover != 0, ply, 0), axis=-1)
+    other = -np.take_along_axis(record.mover, last, axis=-1)
+    mine = np.where(record.to_move != 0, record.to_move, other)
     return (record.state * mine[..., None, None]).astype(np.int8)
 
 

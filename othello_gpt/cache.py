@@ -10,7 +10,7 @@ from torch import Tensor
 
 from othello_gpt.hooks import UnknownSite, get_act_name, unknown_site_message
 
-Index = int | slice | Sequence[int] | Shaped[Tensor, " index"]
+Index = int | slice | Sequence[int] | Shaped[Tensor, " _"]  # numbers or a mask
 Key = str | tuple  # a full name, or (name, layer, part) of which the last two may be missing
 
 Stack = Float[Tensor, "component *rest d_model"]
@@ -65,7 +65,7 @@ class ActivationCache(Mapping[str, Tensor]):
         """The cache of some games and some positions; every axis stays, so names and shapes keep their meaning.
 
         Args:
-            batch: games to keep: an index, a slice or several indices.
+            batch: games to keep: an index, a slice, several indices or a mask.
             pos: positions to keep. For attention scores and patterns it is the query position.
         """
         return self._map(lambda name, activation: take_pos(name, _take(activation, 0, batch), pos))
@@ -233,8 +233,21 @@ def take_pos(name: str, activation: Tensor, pos: Index) -> Tensor:
 def _take(activation: Tensor, axis: int, index: Index) -> Tensor:
     if isinstance(index, slice):
         return activation[(slice(None),) * axis + (index,)]
-    chosen = torch.as_tensor(index, device=activation.device).reshape(-1)
     size = activation.shape[axis]
-    if chosen.numel() and not bool(((chosen >= -size) & (chosen < size)).all()):
+    chosen = _numbers(torch.as_tensor(index, device=activation.device).reshape(-1), size, axis)
+    if not bool(((chosen >= -size) & (chosen < size)).all()):
         raise IndexError(f"index {index} is out of range for {size} entries along axis {axis}.")
     return activation.index_select(axis, chosen % size)
+
+
+def _numbers(index: Tensor, size: int, axis: int) -> Tensor:
+    """The entries that an index names by number, or a mask where it is True."""
+    if index.dtype == torch.bool:
+        if len(index) != size:
+            raise IndexError(
+                f"a mask of {len(index)} entries cannot choose among {size} along axis {axis}."
+            )
+        return index.nonzero()[:, 0]
+    if len(index) and (index.is_floating_point() or index.is_complex()):
+        raise TypeError(f"an index must be whole numbers or a mask, but it is {index.dtype}.")
+    return index.long()

@@ -46,6 +46,12 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--filename", help="the file in a folder or repository")
 
 
+def _add_n_heads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--n-heads", type=int, help="of a checkpoint in minGPT's layout, which does not tell; 8"
+    )
+
+
 def _add_report(commands) -> None:
     report = commands.add_parser(
         "report", help="the circuit story of a pair of games, as text and a page"
@@ -241,6 +247,7 @@ def _add_evaluate(commands) -> None:
     evaluate.add_argument("--notation", choices=("label", "li", "standard"), help="of the file")
     evaluate.add_argument("--by-ply", action="store_true", help="a line for each ply, too")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="writes all figures")
+    _add_n_heads(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
 
@@ -249,7 +256,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     games, rows, by_ply = _games(options), {}, {}
     for name in options.models or ["small"]:
-        model = OthelloGPT.from_pretrained(name, filename=options.filename)
+        model = OthelloGPT.from_pretrained(name, filename=options.filename, n_heads=options.n_heads)
         scores = evaluate.evaluate(model, games, progress=sys.stderr.isatty())
         rows[name], by_ply[name] = evaluate.summary(scores), evaluate.summary_by_ply(scores)
     print(f"{len(games)} games; 95 % intervals by resampling games\n")
@@ -270,8 +277,16 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _games(options: argparse.Namespace):
     from othello_gpt import board, evaluate, games
 
+    if options.games is not None and options.games < 1:
+        raise ValueError(
+            f"`--games` is {options.games}: there must be at least one to evaluate on."
+        )
     if options.file:
+        if options.seed is not None:
+            raise ValueError("`--seed` is of random games: leave it out, or `--file`.")
         return games.load_games(options.file, notation=options.notation)[: options.games]
+    if options.notation:
+        raise ValueError("`--notation` is of a file's games: give `--file` too.")
     seed = evaluate.HELD_OUT_SEED if options.seed is None else options.seed
     return board.random_games(options.games or 2000, seed)
 
@@ -281,13 +296,14 @@ def _add_verify(commands) -> None:
         "verify", help="checks a checkpoint: layout, hash, folding, loss, legality"
     )
     _add_checkpoint(verify)
+    _add_n_heads(verify)
     verify.set_defaults(run=_verify)
 
 
 def _verify(options: argparse.Namespace) -> int:
     from othello_gpt.verify import verify_checkpoint
 
-    report = verify_checkpoint(options.file, filename=options.filename)
+    report = verify_checkpoint(options.file, filename=options.filename, n_heads=options.n_heads)
     print(report)
     return 0 if report.ok else 1
 
@@ -305,6 +321,7 @@ def _add_convert(commands) -> None:
     convert.add_argument(
         "--fold", action="store_true", help="fold LayerNorm and centre the weights"
     )
+    _add_n_heads(convert)
     convert.set_defaults(run=_convert)
 
 
@@ -316,8 +333,15 @@ def _convert(options: argparse.Namespace) -> int:
 
     if options.out.exists():
         raise ValueError(f"'{options.out}' is there already: name another place.")
-    model = OthelloGPT.from_pretrained(options.source, filename=options.filename, fold=options.fold)
+    if options.out.suffix in (".safetensors", ".ckpt", ".pt", ".bin"):
+        raise ValueError(
+            f"'{options.out}' is neither a folder's name nor a file.pth: name one of these."
+        )
+    model = OthelloGPT.from_pretrained(
+        options.source, filename=options.filename, fold=options.fold, n_heads=options.n_heads
+    )
     if options.out.suffix == ".pth":
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         partial = options.out.with_name(options.out.name + ".partial")
         torch.save(to_transformer_lens(model), partial)
         partial.replace(options.out)
@@ -330,7 +354,7 @@ def _convert(options: argparse.Namespace) -> int:
 def _add_train(commands) -> None:
     train = commands.add_parser("train", help="trains a model on random games")
     train.description = "Several processes: torchrun --nproc-per-node N -m othello_gpt train ..."
-    train.add_argument("--preset", choices=("tiny", "small", "full"), default="small")
+    train.add_argument("--preset", choices=("tiny", "small", "full"), help="small by default")
     train.add_argument(
         "--out",
         type=Path,
@@ -371,12 +395,15 @@ def _train(options: argparse.Namespace) -> int:
     from othello_gpt.recipe import given_fields, recipe_of
 
     changes = given_fields(vars(options))
-    recipe, budget = None, changes
+    recipe, budget, preset = None, changes, options.preset or "small"
     if options.resume is None:
-        recipe, budget = recipe_of(options.preset, float32=options.float32, **changes), {}
-    elif extra := set(changes) - {"games", "minutes"}:
-        raise ValueError(f"a resumed run keeps its recipe: leave out {', '.join(sorted(extra))}.")
-    folder = options.resume or options.out or Path("runs") / options.preset
+        recipe, budget = recipe_of(preset, float32=options.float32, **changes), {}
+    else:
+        named = {name for name in ("preset", "out", "float32") if getattr(options, name)}
+        if extra := (named | set(changes)) - {"games", "minutes"}:
+            listed = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(extra))
+            raise ValueError(f"a resumed run keeps its recipe and its folder: leave out {listed}.")
+    folder = options.resume or options.out or Path("runs") / preset
     finished = train.train(
         folder,
         recipe,

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
@@ -77,11 +78,14 @@ def evaluate(
 
     if len(games) == 0:
         raise ValueError("there are no games to evaluate on: give at least one.")
-    parts = []
+    n_ctx, d_vocab, parts = model.cfg.n_ctx, model.cfg.d_vocab, []
     for i in trange(0, len(games), batch, disable=not progress, leave=False):
         some = games[i : i + batch]
-        log_probs = model(games_to_tokens(some)).float().log_softmax(-1)
-        scores = score(log_probs, legal_tokens(some)[0].to(log_probs.device))
+        log_probs = model(games_to_tokens(some)[:, :n_ctx]).float().log_softmax(-1)
+        legal = F.pad(
+            legal_tokens(some)[0][:, :n_ctx], (0, d_vocab - 61)
+        )  # no other token is a move
+        scores = score(log_probs, legal.to(log_probs.device))
         parts.append(Scores(*(each.cpu() for each in scores)))
     return Scores(*(torch.cat(part) for part in zip(*parts, strict=True)))
 

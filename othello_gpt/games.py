@@ -9,7 +9,7 @@ import pickle
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -105,11 +105,15 @@ def load_games(
         ValueError: an unknown kind, a damaged file, or an illegal move, with file, game and move.
     """
     path = Path(path)
+    if kind is not None and path.suffix != ".npy":
+        raise ValueError(f"`kind` is for .npy files: leave it out for '{path}'.")
+    if notation is not None and path.suffix in (".npy", ".pickle", ".pkl", ".wtb"):
+        raise ValueError(f"`notation` is for texts: leave it out for '{path}'.")
     if path.suffix == ".npy":
-        games = _from_npy(np.load(path, mmap_mode="r", allow_pickle=False), kind, path)
+        games = _from_npy(_read(path, np.load, path, mmap_mode="r", allow_pickle=False), kind, path)
     elif path.suffix in (".pickle", ".pkl"):
         with path.open("rb") as file:
-            games = _padded(OnlyPlainData(file).load())
+            games = _padded(_read(path, OnlyPlainData(file).load), path)
     elif path.suffix == ".wtb":
         games = _from_wthor(path)
     else:
@@ -126,11 +130,25 @@ def _check_games(games: Int8[ndarray, "game ply"], path: Path) -> None:
             raise ValueError(f"'{path}' (games counted from {start}): {error}") from None
 
 
-def _padded(games: Iterable) -> Int8[ndarray, "game ply=60"]:
-    rows = [list(game) for game in games]
-    padded = np.full((len(rows), board.MAX_PLIES), -1, dtype=np.int8)
-    for row, moves in zip(padded, rows, strict=True):
-        row[: len(moves)] = moves
+def _read(path: Path, reader: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    try:
+        return reader(*arguments, **options)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # a pickle that is cut short can raise anything
+        raise ValueError(f"'{path}' is damaged or cut short ({error}): fetch it again.") from error
+
+
+def _padded(games: Iterable, path: Path) -> Int8[ndarray, "game ply=60"]:
+    try:
+        rows = [list(game) for game in games]
+        padded = np.full((len(rows), board.MAX_PLIES), -1, dtype=np.int8)
+        for row, moves in zip(padded, rows, strict=True):
+            row[: len(moves)] = moves
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"'{path}' does not hold games, each at most 60 squares from 0 to 63: {error}."
+        ) from error
     return padded
 
 
@@ -140,11 +158,15 @@ def _from_npy(stored: ndarray, kind: str | None, path: Path) -> Int8[ndarray, "g
             f"'{path}' holds {stored.dtype} of shape {stored.shape}; games are integers [game ply], "
             "with at most 60 plies."
         )
+    if stored.size and not -1 <= stored.min() <= stored.max() < 64:
+        raise ValueError(
+            f"'{path}' holds {stored.min()} to {stored.max()}; squares are 0 to 63, and -1 after a game's end."
+        )
     kind = kind or _detected_kind(stored, path)
     if kind not in ("square", "token"):
         raise ValueError(f"`kind` is '{kind}', but must be 'square' or 'token'.")
     squares = token_to_square(np.asarray(stored)) if kind == "token" else np.asarray(stored)
-    return _padded(squares)
+    return _padded(squares, path)
 
 
 def _detected_kind(stored: ndarray, path: Path) -> str:
@@ -200,4 +222,4 @@ def _from_text(text: str, notation: str, path: Path) -> Int8[ndarray, "game ply=
             parsed.append(parse_moves(game, notation))
         except ValueError as error:
             raise ValueError(f"'{path}', game {number}: {error}") from None
-    return _padded(parsed)
+    return _padded(parsed, path)

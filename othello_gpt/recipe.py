@@ -1,5 +1,7 @@
 """All that decides a training run's weights: the model's sizes, the objective, the budget, the learning rates."""
 
+import math
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -37,8 +39,17 @@ class Recipe:
                 raise ValueError(
                     f"`{name}` is '{getattr(self, name)}', but must be one of {', '.join(known)}."
                 )
-        if not (self.games or self.minutes):
+        if self.games is None and self.minutes is None:
             raise ValueError("a recipe needs a budget: give `games`, `minutes` or both.")
+        for name in ("games", "minutes", "batch", "lr", "adam_lr"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"`{name}` is {value}, but must be a number above 0.")
+        for name in ("warm_up", "cool_down"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)}, but must be a part of the budget, 0 to 1."
+                )
         if self.seed == HELD_OUT_SEED:
             raise ValueError(
                 f"`seed` is {self.seed}, whose games are for evaluation: take another."
@@ -107,11 +118,11 @@ def command(recipe: Recipe) -> str:
     """The command line that trains by this recipe."""
     for name, preset in PRESETS.items():
         if preset.model == recipe.model:
-            values = {f.name: getattr(recipe, f.name) for f in fields(recipe)[1:]}
+            default = vars(preset) | ({"games": None} if recipe.minutes else {})  # as `recipe_of`
             given = [
-                f" --{key.replace('_', '-')} {value}"
-                for key, value in values.items()
-                if value not in (None, getattr(preset, key)) and key != "bf16"
+                f" --{key.replace('_', '-')} {shlex.quote(str(value))}"
+                for key, value in vars(recipe).items()
+                if value not in (None, default[key]) and key != "bf16"
             ]
             return f"othello-gpt train --preset {name}{''.join(given)}" + " --float32" * (
                 not recipe.bf16

@@ -9,6 +9,7 @@ whoever really moves. (The published training data has them too; a third of rand
 """
 
 import json
+import math
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -181,14 +182,28 @@ class Trainer:
         cls, path: Path, device: torch.device | str = "cpu", **changes: float | None
     ) -> "Trainer":
         """A saved run as it was; `changes` are of its recipe's budget."""
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        recipe = Recipe(**state["recipe"] | {"model": GPTConfig(**state["recipe"]["model"])})
+        recipe, state = _read_checkpoint(path)
         trainer = cls(replace(recipe, **changes), device)
         trainer.model.load_state_dict(state["model"])
         for optimizer, its_state in zip(trainer.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(its_state)
         trainer.steps, trainer.seconds = state["steps"], state["seconds"]
         return trainer
+
+
+def _read_checkpoint(path: Path) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe of a saved run, and all that `Trainer.save` wrote."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        recipe = Recipe(**state["recipe"] | {"model": GPTConfig(**state["recipe"]["model"])})
+        return recipe, {name: state[name] for name in ("steps", "seconds", "model", "optimizers")}
+    except OSError:
+        raise
+    except Exception as error:  # torch's reader raises many kinds
+        raise ValueError(
+            f"'{path}' is no checkpoint of a training run, or a damaged one ({type(error).__name__}): "
+            "begin again in another folder."
+        ) from error
 
 
 # --- The command ------------------------------------------------------------------------------------
@@ -223,8 +238,10 @@ def train(
         held_out: games on which the trained model is evaluated for its card.
 
     Raises:
-        ValueError: a folder that holds a run already, or none to go on with.
+        ValueError: a folder that holds a run already, or none to go on with; no games to evaluate on.
     """
+    if held_out < 1:
+        raise ValueError(f"`held_out` is {held_out}, but the card needs at least one game.")
     folder = Path(folder)
     with _processes() as device:
         trainer = _prepared(folder, recipe, {"games": games, "minutes": minutes}, device)
@@ -273,6 +290,11 @@ def _prepared(folder: Path, recipe: Recipe | None, budget: dict, device) -> Trai
             )
         changes = {name: value for name, value in budget.items() if value is not None}
         return Trainer.load(path, device, **changes)
+    if any(value is not None for value in budget.values()):
+        raise ValueError(
+            "`games` and `minutes` change the budget of a run that goes on, but a recipe has its own: "
+            "give them to the recipe."
+        )
     if path.exists():
         raise ValueError(
             f"'{folder}' holds a run already. Go on with it (`--resume {folder}`), or choose another folder."
@@ -416,6 +438,14 @@ ones, and on games that people play it is out of its depth. It reads whole games
 """
 
 
+def _games_of(line: str) -> float:
+    """The games that a line of the log counts; infinity for half a line, as a kill leaves it."""
+    try:
+        return json.loads(line)["games"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
 class _Log:
     """A line of JSON for every report, and the same as a progress bar."""
 
@@ -433,9 +463,9 @@ class _Log:
             disable=not is_first_process(),
         )
         if path.exists() and is_first_process():  # drop what came after the checkpoint
-            lines = path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if json.loads(line)["games"] <= trainer.games]
-            path.write_text("".join(kept))
+            lines = path.read_text().splitlines()
+            kept = [f"{line}\n" for line in lines if _games_of(line) <= trainer.games]
+            write_text(path, "".join(kept))
 
     def __enter__(self) -> "_Log":
         return self

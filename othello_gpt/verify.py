@@ -25,6 +25,7 @@ from othello_gpt.weights import (
     find_file,
     fold,
     read_state_dict,
+    with_stored_eps,
 )
 
 
@@ -73,6 +74,7 @@ def verify_checkpoint(
     path = find_file(source, filename)
     stored = read_state_dict(path)
     cfg, raw = convert(stored, n_heads)
+    cfg = with_stored_eps(cfg, path)
     raw = {name: tensor.double() for name, tensor in raw.items()}
     folded, report = fold(raw)
     model, folded_model = (_model(cfg, weights) for weights in (raw, folded))

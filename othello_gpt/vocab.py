@@ -55,7 +55,7 @@ def token_to_square(token: Any) -> Any:
 
 
 def _looked_up(places, kind: str, size: int, table: np.ndarray, hint: str):
-    values = np.asarray(places)
+    values = np.asarray(places.cpu() if isinstance(places, Tensor) else places)
     if not np.issubdtype(values.dtype, np.integer):
         raise TypeError(f"{kind}s must be integers, but these are {values.dtype}.")
     lowest = -1 if kind == "square" else 0
@@ -82,7 +82,7 @@ def square_to_label(square: int | np.integer) -> str:
         >>> square_to_label(40)
         'F0'
     """
-    row, col = divmod(_checked_square(square), 8)
+    row, col = divmod(checked_square(square), 8)
     return f"{'ABCDEFGH'[row]}{col}"
 
 
@@ -126,7 +126,7 @@ def li_to_square(label: str) -> int:
 
 def square_to_li(square: int | np.integer) -> str:
     """A square as Li et al. 2022 write it: row letter, column digit from 1."""
-    row, col = divmod(_checked_square(square), 8)
+    row, col = divmod(checked_square(square), 8)
     return f"{'abcdefgh'[row]}{col + 1}"
 
 
@@ -137,11 +137,12 @@ def standard_to_square(label: str) -> int:
 
 def square_to_standard(square: int | np.integer) -> str:
     """A square as players write it: column letter, row digit from 1."""
-    row, col = divmod(_checked_square(square), 8)
+    row, col = divmod(checked_square(square), 8)
     return f"{'abcdefgh'[col]}{row + 1}"
 
 
-def _checked_square(square: int | np.integer) -> int:
+def checked_square(square: int | np.integer) -> int:
+    """The square itself, 0 to 63; anything else is a ValueError."""
     if not 0 <= square < 64:
         raise ValueError(f"{square} is no square: squares are 0 to 63.")
     return int(square)

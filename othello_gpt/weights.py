@@ -9,9 +9,10 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -162,12 +163,22 @@ def _mingpt_heads(block: str, rest: str, tensor: Tensor, n_heads: int) -> StateD
 
 def _infer_config(ours: StateDict) -> GPTConfig:
     """The sizes, read from the shapes of the tensors that hold them."""
-    needed = ("W_E", "W_pos", "blocks.0.attn.W_Q", "blocks.0.mlp.W_in")
+    needed = {
+        "W_E": 2,
+        "W_pos": 2,
+        "blocks.0.attn.W_Q": 3,
+        "blocks.0.mlp.W_in": 2,
+    }  # and their axes
     if missing := [name for name in needed if name not in ours]:
         raise WeightsError(f"the checkpoint lacks {', '.join(missing)}, so its sizes are unknown.")
+    if misshapen := [name for name, axes in needed.items() if ours[name].ndim != axes]:
+        listed = ", ".join(f"{name} {tuple(ours[name].shape)}" for name in misshapen)
+        raise WeightsError(
+            f"the checkpoint's sizes are unknown, for these have too many or few axes: {listed}."
+        )
     (d_vocab, d_model), n_ctx = ours["W_E"].shape, ours["W_pos"].shape[0]
     n_heads, _, d_head = ours["blocks.0.attn.W_Q"].shape
-    layers = {int(name.split(".")[1]) for name in ours if name.startswith("blocks.")}
+    layers = {int(match[1]) for name in ours if (match := re.match(r"blocks\.(\d+)\.", name))}
     return GPTConfig(
         max(layers) + 1,
         d_model,
@@ -205,9 +216,13 @@ def _empty_model(cfg: GPTConfig) -> OthelloGPT:
 
 
 def to_transformer_lens(model: OthelloGPT) -> StateDict:
-    """The model's weights under TransformerLens's names, LayerNorm's included (configuration "LN")."""
+    """The model's weights under TransformerLens's names, LayerNorm's included (configuration "LN"), and buffers."""
     theirs = {ours: name for name, ours in _TL_ROOT.items()}
-    return {theirs.get(k, k): v.detach().contiguous() for k, v in model.state_dict().items()}
+    stored = {theirs.get(k, k): v.detach().contiguous() for k, v in model.state_dict().items()}
+    for i, block in enumerate(model.blocks):  # what `load_state_dict` of TransformerLens insists on
+        stored[f"blocks.{i}.attn.mask"] = ~block.attn.future
+        stored[f"blocks.{i}.attn.IGNORE"] = torch.tensor(-torch.inf)
+    return stored
 
 
 # --- Folding ----------------------------------------------------------------------------------------
@@ -346,12 +361,8 @@ def load_pretrained(
     )
     path = find_file(source, filename, **hub)
     check_sha256(path, sha256)
-    stored_config = _stored_config(path)
     cfg, state_dict = convert(read_state_dict(path), n_heads)
-    if stored_config not in (None, cfg):
-        raise WeightsError(
-            f"config.json beside '{path}' says {stored_config}, but its tensors {cfg}."
-        )
+    cfg = with_stored_eps(cfg, path)
     state_dict = {name: tensor.double() for name, tensor in state_dict.items()}
     if fold:
         state_dict, report = _fold(state_dict)
@@ -369,7 +380,13 @@ def find_file(source: str | Path | None, filename: str | None = None, **hub) -> 
     path = Path(source or "small")
     if source is None or (str(source) in _SHIPPED and not path.exists()):
         path = _shipped(path.name)
+    if hub.get("revision") and path.exists():
+        raise WeightsError(f"'{path}' lies here and has no revisions: leave out `revision=`.")
     if path.is_file():
+        if filename:
+            raise WeightsError(
+                f"'{path}' is a file itself: leave out `filename=`, or give its folder."
+            )
         return path
     names = [filename] if filename else [_SINGLE, _INDEX]
     if path.is_dir():
@@ -514,6 +531,14 @@ def _what_it_is(head: bytes, error: Exception) -> str:
     )
 
 
+def with_stored_eps(cfg: GPTConfig, path: Path) -> GPTConfig:
+    """The sizes that the tensors of a file have, with the eps of its config.json, which must agree."""
+    stored = _stored_config(path) or cfg
+    if stored != replace(cfg, eps=stored.eps):
+        raise WeightsError(f"config.json beside '{path}' says {stored}, but its tensors {cfg}.")
+    return stored
+
+
 def _stored_config(path: Path) -> GPTConfig | None:
     """The sizes in the config.json beside model.safetensors or its shards."""
     config = path.with_name("config.json")
@@ -523,10 +548,19 @@ def _stored_config(path: Path) -> GPTConfig | None:
         sizes = json.loads(config.read_text())
     except ValueError as error:
         raise WeightsError(f"'{config}' is not JSON: {error}") from error
-    known = {field.name for field in fields(GPTConfig)}
-    if unknown := set(sizes) - known:
+    if not isinstance(sizes, dict):
+        raise WeightsError(f"'{config}' holds {sizes!r}, not an object of sizes by their names.")
+    kinds = {field.name: (int, field.type) for field in fields(GPTConfig)}  # an int is a float
+    if unknown := set(sizes) - set(kinds):
         raise WeightsError(f"'{config}' has unknown keys: {', '.join(sorted(unknown))}.")
-    return GPTConfig(**sizes)
+    if wrong := [name for name, size in sizes.items() if type(size) not in kinds[name]]:
+        raise WeightsError(
+            f"'{config}': `{wrong[0]}` is {sizes[wrong[0]]!r}, but must be a number, whole unless it is eps."
+        )
+    try:
+        return GPTConfig(**sizes)
+    except ValueError as error:
+        raise WeightsError(f"'{config}': {error}") from error
 
 
 # --- Saving -----------------------------------------------------------------------------------------

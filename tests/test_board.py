@@ -126,6 +126,14 @@ def test_flipping_f4_takes_c7_away():
         board.flip_square(state, 0)
 
 
+@pytest.mark.parametrize("square", [-1, 64])
+def test_what_is_no_square_cannot_be_edited(square):
+    """Not even -1, which elsewhere is "no move"."""
+    for edit in (board.flip_square, board.erase_square, lambda *at: board.set_square(*at, 1)):
+        with pytest.raises(ValueError, match=f"{square} is no square: squares are 0 to 63"):
+            edit(board.START, square)
+
+
 def test_mine_follows_the_mover_and_not_the_parity():
     """After a forfeit the same side moves again, and the classes say so."""
     squares = board.random_games(50, seed=0)
@@ -138,6 +146,23 @@ def test_mine_follows_the_mover_and_not_the_parity():
     assert np.array_equal(classes == 0, record.state == 0)
     parity = np.where(np.arange(60) % 2, 1, -1)
     assert (record.to_move != parity)[live].any()
+
+
+def test_after_the_end_mine_are_the_discs_of_the_side_that_did_not_move_last():
+    """At the last move, and as long as its state is carried on."""
+    squares = board.random_games(200, seed=5)
+    record = board.play(squares)
+    classes = board.piece_classes(record)
+    ended = (squares == -1).any(1)
+
+    assert ended.any()
+    assert np.array_equal(classes == 0, record.state == 0)
+    for game in np.flatnonzero(ended):
+        last = np.flatnonzero(squares[game] >= 0)[-1]
+        assert np.array_equal(
+            classes[game, last] == 1, record.state[game, last] == record.mover[game, last]
+        )
+        assert (classes[game, last:] == classes[game, last]).all()
 
 
 def test_games_that_end_early_carry_their_last_state():

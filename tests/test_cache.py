@@ -85,14 +85,32 @@ def test_selecting_equals_indexing(model, tokens, data):
     assert all(torch.equal(joined[name], cache[name]) for name in cache)
 
 
+@given(models(), token_batches(max_batch=3, max_pos=5), st.data())
+def test_a_mask_selects_where_it_is_true(model, tokens, data):
+    """Games or positions, as the same numbers do: all of them, some or none."""
+    _, cache = model.run_with_cache(tokens)
+    games, pos = (torch.tensor([data.draw(st.booleans()) for _ in range(n)]) for n in tokens.shape)
+    numbers = [mask.nonzero()[:, 0].tolist() for mask in (games, pos)]
+    part, same = cache.select(games, pos), cache.select(*numbers)
+
+    assert torch.equal(part["mlp_out", 0], cache["mlp_out", 0][games][:, pos])
+    assert all(torch.equal(part[name], same[name]) for name in cache)
+    run = model.run_with_cache(tokens, pos_slice=pos)[1]
+    assert torch.equal(run["pattern", 0], cache["pattern", 0][:, :, pos])
+
+
 def test_selecting_what_is_not_there_is_an_error():
-    """An index beyond the games; caches of different sites; none at all."""
+    """An index beyond the games, a mask of other games, no index; caches of different sites; none at all."""
     model = random_model(SMALL)
     _, cache = model.run_with_cache(TOKENS)
     _, other = model.run_with_cache(TOKENS, "hook_embed")
 
     with pytest.raises(IndexError, match="index 2 is out of range for 2 entries along axis 0"):
         cache.select(batch=2)
+    with pytest.raises(IndexError, match="a mask of 3 entries cannot choose among 2 along axis 0"):
+        cache.select(batch=torch.tensor([True, False, True]))
+    with pytest.raises(TypeError, match="an index must be whole numbers or a mask.*float32"):
+        cache.select(batch=torch.tensor([0.0]))
     with pytest.raises(ValueError, match="cache 0 and cache 1 hold different sites"):
         ActivationCache.concat([cache, other])
     with pytest.raises(ValueError, match="at least one cache"):

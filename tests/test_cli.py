@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from model_strategies import random_model
+from test_weights import SMALL, to_mingpt
 
 import othello_gpt
 from othello_gpt import OthelloGPT, board, cli
@@ -67,6 +69,21 @@ def test_a_checkpoint_converts_there_and_back(tmp_path, capsys):
     assert cli.main(["convert", str(theirs), str(ours)]) == 1
     assert "is there already: name another place" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.partial"))
+    assert cli.main(["convert", str(theirs), str(tmp_path / "new" / "tl.pth")]) == 0
+    assert cli.main(["convert", str(theirs), str(tmp_path / "x.safetensors")]) == 1
+    assert "neither a folder's name nor a file.pth" in capsys.readouterr().err
+
+
+def test_a_mingpt_checkpoint_is_read_with_the_heads_that_one_says(tmp_path, capsys):
+    """Its layout does not tell; convert, verify and evaluate take `--n-heads`."""
+    stored, heads = tmp_path / "gpt.ckpt", ["--n-heads", "2"]
+    torch.save(to_mingpt(random_model(SMALL, dtype=torch.float32)), stored)
+
+    assert cli.main(["convert", str(stored), str(tmp_path / "ours"), *heads]) == 0
+    assert OthelloGPT.from_pretrained(tmp_path / "ours").cfg.n_heads == 2
+    cli.main(["verify", str(stored), *heads])
+    assert "n_heads=2" in capsys.readouterr().out
+    assert cli.main(["evaluate", str(stored), "--games", "2", *heads]) == 0
 
 
 def test_the_benchmarks_need_a_checkout(monkeypatch, tmp_path, capsys):

@@ -170,6 +170,48 @@ def test_hooks_stay_only_when_told_to():
     assert model.hook_dict["hook_embed"].ctx == {}
 
 
+def test_hooks_that_fail_leave_nothing():
+    """A misspelt second name attaches no first; notes are cleared when the run raises."""
+    model = small()
+
+    def note(activation, hook):
+        hook.ctx["seen"] = True
+
+    hooks = [("hook_embed", note), ("hook_embeed", note)]
+    with pytest.raises(KeyError, match="hook_embeed"), model.hooks(hooks, reset_hooks_end=False):
+        pass
+    assert not model.registry.hooks
+    hooks = dict(
+        fwd_hooks=[("hook_embed", note), ("blocks.0.hook_attn_out", lambda a, hook: 1 / 0)]
+    )
+    for run in (model.run_with_hooks, model.run_with_cache):
+        with pytest.raises(ZeroDivisionError):
+            run(TOKENS, clear_contexts=True, **hooks)
+        assert model.hook_dict["hook_embed"].ctx == {}
+
+
+def test_a_gradient_may_come_back_in_a_tuple():
+    """As TransformerLens has it, by `hooks`, `add_hook` and hooks that stay."""
+    model, site = small(), "blocks.1.hook_resid_post"
+
+    def zero(grad, hook):
+        return (grad * 0,)
+
+    def gradient():
+        model.zero_grad()
+        model(TOKENS, return_type="loss").backward()
+        return model.W_E.grad
+
+    with model.hooks(bwd_hooks=[(site, zero)]):
+        assert not gradient().any()
+    assert gradient().any()
+    with model.add_hook(site, zero, "bwd"):
+        assert not gradient().any()
+    with model.hooks(bwd_hooks=[(site, zero)], reset_hooks_end=False):
+        pass
+    assert not gradient().any()
+
+
 # --- Weights ---
 
 
@@ -312,6 +354,14 @@ def test_composition_scores_are_ratios_of_norms():
 # --- What is not here ---
 
 
+def test_a_configuration_of_transformer_lens_is_accepted():
+    """Fields of its `to_dict()` beside the sizes, with the values that an Othello-GPT has there."""
+    theirs = dict(d_vocab_out=61, original_architecture=None, n_params=1536, rotary_dim=None)
+    theirs |= dict(default_prepend_bos=True, attn_scale=np.float64(3**0.5), use_qk_norm=False)
+
+    assert HookedTransformerConfig(**SIZES, **theirs) == HookedTransformerConfig(**SIZES)
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("setting", "message"),
@@ -320,7 +370,10 @@ def test_composition_scores_are_ratios_of_norms():
         (dict(normalization_type="RMS"), "`normalization_type` is 'RMS'.*'LN' or 'LNPre'"),
         (dict(attention_dir="bidirectional"), "'causal'"),
         (dict(use_split_qkv_input=True), "`use_split_qkv_input` is True"),
-        (dict(rotary_dim=64), "`rotary_dim` means nothing"),
+        (dict(rotary_dim=64), "`rotary_dim` is 64"),
+        (dict(rotary_dimm=None), "`rotary_dimm` means nothing"),
+        (dict(d_vocab_out=60), "`d_vocab_out` is 60.*-1 or 61"),
+        (dict(attn_scale=1.0), "`attn_scale` is 1.0"),
         (dict(d_mlp=0), "`d_mlp` is 0"),
     ],
 )
@@ -383,6 +436,9 @@ def test_utilities_are_those_of_notebooks(tmp_path):
     assert utils.download_file_from_hf(tmp_path, "model.pth")["W_E"].sum() == 2
     assert utils.download_file_from_hf(tmp_path, "config.json") == {"n_layers": 8}
     assert utils.download_file_from_hf(tmp_path, "notes.txt") == tmp_path / "notes.txt"
+
+    with pytest.raises(AttributeError, match="compat.utils has no 'test_prompt'.*get_act_name"):
+        _ = utils.test_prompt
 
 
 @pytest.mark.slow

@@ -206,8 +206,15 @@ def test_a_cache_without_its_batch_axis_gives_the_same(model, tokens, data):
             assert torch.allclose(stacked(batchless), stacked(cache)[:, 0], rtol=0, atol=1e-11)
         heads = batchless.stack_activation("z")
         assert torch.allclose(heads, cache.stack_activation("z")[:, 0], rtol=0, atol=1e-11)
-    with pytest.raises(ValueError, match="no batch axis"):
-        single.apply_slice_to_batch_dim(0)
+    for games in (
+        lambda c: c.apply_slice_to_batch_dim(0),
+        lambda c: c.select(pos=0),
+        lambda c: ActivationCache.concat([c, c]),
+    ):
+        with pytest.raises(
+            ValueError, match="no batch axis any more: choose and join games before"
+        ):
+            games(single)
     with pytest.raises(ValueError, match="holds 3 games"):
         other.remove_batch_dim()
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -147,7 +148,30 @@ def test_the_command_compares_models_on_random_games_or_those_of_a_file(tmp_path
         assert f"{name}, ply" in out
 
 
+@pytest.mark.parametrize("sizes", [{"n_ctx": 30}, {"d_vocab": 66}])
+def test_models_of_every_size_are_evaluated(sizes):
+    """At the positions that they have; tokens beyond the board's are never legal."""
+    scores = evaluate(random_model(replace(SMALL, **sizes)), GAMES)
+
+    assert scores.live.shape == (40, sizes.get("n_ctx", 59))
+    assert torch.equal(scores.live, legal_tokens(GAMES)[1][:, : scores.live.shape[1]])
+
+
 def test_no_games_are_an_error():
     """And the message says what to give."""
     with pytest.raises(ValueError, match="no games to evaluate on: give at least one"):
         evaluate(random_model(SMALL), GAMES[:0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--games", "0"], "`--games` is 0: there must be at least one"),
+        (["--file", "games.npy", "--seed", "7"], "`--seed` is of random games: leave it out"),
+        (["--notation", "li"], "`--notation` is of a file's games: give `--file` too"),
+    ],
+)
+def test_the_command_passes_no_option_over(capsys, options, message):
+    """One that means nothing beside the others is an error."""
+    assert main(["evaluate", *options]) == 1
+    assert message in capsys.readouterr().err

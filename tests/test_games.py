@@ -87,14 +87,43 @@ def test_what_cannot_be_games_is_refused(tmp_path):
     with pytest.raises(ValueError, match="may hold squares or tokens.*kind='square'"):
         load_games(tmp_path / "short.npy")
     assert load_games(tmp_path / "short.npy", kind="square")[0, 0] == GAMES[0, 0]
+    np.save(tmp_path / "big.npy", np.array([[19, 275]]))
+    with pytest.raises(ValueError, match="big.npy' holds 19 to 275; squares are 0 to 63"):
+        load_games(tmp_path / "big.npy")
     with pytest.raises(ValueError, match="holds float64"):
         load_games(tmp_path / "float.npy")
     with pytest.raises(ValueError, match="illegal.txt.*game 1, ply 1: white cannot play E5"):
         load_games(tmp_path / "illegal.txt")
     with pytest.raises(ValueError, match=r"word.txt', game 1: 'x9' is no label|'x9'"):
         load_games(tmp_path / "word.txt")
+    with pytest.raises(
+        ValueError, match="`kind` is for .npy files: leave it out for .*illegal.txt"
+    ):
+        load_games(tmp_path / "illegal.txt", kind="square")
+    for name in ("games.npy", "games.pickle", "games.wtb"):
+        with pytest.raises(ValueError, match=f"`notation` is for texts: leave it out for .*{name}"):
+            load_games(tmp_path / name, notation="li")
     with pytest.raises(ValueError, match="`notation` is 'french'"):
         parse_moves("C3", "french")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.pickle", b"", "is damaged or cut short"),
+        ("empty.npy", b"", "is damaged or cut short"),
+        ("cut.pickle", pickle.dumps(rows(GAMES))[:-9], "is damaged or cut short"),
+        ("ints.pickle", pickle.dumps([1, 2]), "does not hold games, each at most 60 squares"),
+        ("big.pickle", pickle.dumps([[19, 275]]), "does not hold games, each at most 60 squares"),
+        ("long.pickle", pickle.dumps([[19] * 61]), "does not hold games, each at most 60 squares"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, name, content, message):
+    """Nothing, half a file, no lists, what is no square, more moves than a game has."""
+    (tmp_path / name).write_bytes(content)
+
+    with pytest.raises(ValueError, match=f"{name}.*({message})"):
+        load_games(tmp_path / name)
 
 
 def test_the_model_reads_the_first_59_moves():

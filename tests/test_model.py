@@ -243,3 +243,11 @@ def test_bad_sizes_and_layers_are_named():
         ValueError, match=r"up to 59, 8\) torch.float64, but it is \(1, 3, 9\) float32"
     ):
         random_model(SMALL)(torch.zeros(1, 3, 9), start_at_layer=1)
+
+
+def test_a_model_lies_where_torch_is_told_to_make_tensors():
+    """Its causal mask too."""
+    with torch.device("meta"):
+        model = OthelloGPT(SMALL)
+
+    assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))

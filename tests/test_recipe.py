@@ -1,5 +1,7 @@
 """Recipes: objectives, learning rates, command lines, and what is no recipe."""
 
+import math
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -44,28 +46,38 @@ def test_the_learning_rate_rises_stays_and_falls_to_zero():
 
 @given(
     preset=st.sampled_from(sorted(PRESETS)),
-    games=st.integers(1, 10**9),
+    games=st.integers(1, 10**9) | st.sampled_from([preset.games for preset in PRESETS.values()]),
+    minutes=st.none() | st.floats(0.1, 100),
     lr=st.floats(1e-6, 1),
     objective=st.sampled_from(sorted(OBJECTIVES)),
     float32=st.booleans(),
+    init=st.sampled_from([None, "my model/weights.pth"]),
 )
-def test_the_command_of_a_recipe_gives_that_recipe(preset, games, lr, objective, float32):
+def test_the_command_of_a_recipe_gives_that_recipe(preset, float32, **changes):
     """What the card says, typed in again, trains the same."""
-    recipe = recipe_of(preset, games=games, lr=lr, objective=objective, float32=float32)
+    given = {name: value for name, value in changes.items() if value is not None}
+    recipe = recipe_of(preset, float32=float32, **given)
     seen = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("othello_gpt.train.train", lambda folder, recipe, **_: seen.append(recipe))
-        main(command(recipe).split()[1:])
+        main(shlex.split(command(recipe))[1:])
 
     assert seen == [recipe]
 
 
 def test_what_is_no_recipe_is_named():
-    """Unknown choices, no budget, the seed kept for evaluation."""
+    """Unknown choices, no budget or a negative one, the seed kept for evaluation, what is no number or part."""
     for changes, message in (
         ({"objective": "win"}, "`objective` is 'win', but must be one of legal-moves, next-move"),
         ({"optimizer": "sgd"}, "must be one of muon, adamw"),
         ({"games": None}, "needs a budget: give `games`, `minutes` or both"),
+        ({"games": -5}, "`games` is -5, but must be a number above 0"),
+        ({"games": None, "minutes": -1}, "`minutes` is -1, but must be a number above 0"),
+        ({"batch": 0}, "`batch` is 0, but must be"),
+        ({"lr": math.nan}, "`lr` is nan, but must be"),
+        ({"adam_lr": math.inf}, "`adam_lr` is inf, but must be"),
+        ({"warm_up": 5}, "`warm_up` is 5, but must be a part of the budget, 0 to 1"),
+        ({"cool_down": -1}, "`cool_down` is -1, but must be a part of the budget"),
         ({"seed": HELD_OUT_SEED}, "whose games are for evaluation: take another"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -142,7 +142,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     monkeypatch.setattr(Trainer, "step", step)
     with (tmp_path / "parts" / "log.jsonl").open("a") as file:  # as if it had been killed later on
-        file.write(json.dumps({"games": 120}) + "\n")
+        file.write(json.dumps({"games": 120}) + '\n{"games": 40, "sec')
     assert run(tmp_path / "parts")
 
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
@@ -263,13 +263,26 @@ def test_the_weights_that_are_saved_are_the_trained_ones_in_half_precision(tmp_p
 
 
 def test_what_cannot_be_trained_is_named(tmp_path, capsys):
-    """Uneven shares, folders in the way, a recipe that changes on resuming."""
+    """Uneven shares, nothing to evaluate on, folders in the way, checkpoints that are none, a changed recipe."""
     with pytest.raises(ValueError, match="`batch` is 4, which 3 processes cannot share equally"):
         Games(0, 4, 0, 3)
+    with pytest.raises(ValueError, match="`held_out` is 0, but the card needs at least one game"):
+        train(tmp_path / "run", SHORT, held_out=0)
     with pytest.raises(ValueError, match="no run in .* to go on with"):
         run(tmp_path / "nothing")
     (tmp_path / "checkpoint.pt").touch()
     with pytest.raises(ValueError, match="holds a run already. Go on with it"):
         run(tmp_path, SHORT)
-    assert main(["train", "--resume", str(tmp_path), "--lr", "1"]) == 1
-    assert "a resumed run keeps its recipe: leave out lr" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="a recipe has its own: give them to the recipe"):
+        run(tmp_path / "run", SHORT, games=64)
+    for foreign in (None, {}, [], {"recipe": {"lr": 1}}):
+        if foreign is not None:  # the first time it is an empty file
+            torch.save(foreign, tmp_path / "checkpoint.pt")
+        with pytest.raises(ValueError, match="no checkpoint of a training run, or a damaged one"):
+            run(tmp_path)
+    ignored = ["--lr=1", "--preset=full", "--float32", f"--out={tmp_path}"]
+    assert main(["train", "--resume", str(tmp_path), *ignored]) == 1
+    kept = (
+        "a resumed run keeps its recipe and its folder: leave out --float32, --lr, --out, --preset"
+    )
+    assert kept in capsys.readouterr().err

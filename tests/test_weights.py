@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -128,6 +129,13 @@ def test_all_layouts_hold_the_same_model():
         assert all(torch.equal(ours[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_transformer_lens_finds_all_its_names():
+    """The buffers too, without which its `load_state_dict` refuses a dictionary."""
+    theirs = {key.removeprefix("sd/") for key in load_fixture() if key.startswith("sd/")}
+
+    assert set(to_transformer_lens(fixture_model())) == theirs
+
+
 def test_a_folded_transformer_lens_file_gets_identity_layer_norms():
     """The published files have no LayerNorm parameters."""
     state_dict = fold(random_model(SMALL).state_dict())[0]
@@ -140,8 +148,9 @@ def test_a_folded_transformer_lens_file_gets_identity_layer_norms():
 
 @given(models())
 def test_saving_and_loading_changes_no_bit(tmp_path_factory, model):
-    """Of weights, sizes or dtype, when loading is told not to fold."""
+    """Of weights, sizes (the LayerNorm's eps too) or dtype, when loading is told not to fold."""
     folder = tmp_path_factory.mktemp("model")
+    model = with_weights(OthelloGPT(replace(model.cfg, eps=1e-6)).double(), model.state_dict())
     save_pretrained(model, folder)
     loaded = load_pretrained(folder, fold=False, dtype=torch.float64)
 
@@ -193,9 +202,19 @@ def test_everything_wrong_with_a_checkpoint_is_listed_at_once():
 
 
 def test_heads_that_do_not_divide_are_an_error():
-    """The minGPT layout does not say how many there are."""
+    """The minGPT layout does not say how many there are; nor do tensors of other axes say any size."""
     with pytest.raises(WeightsError, match="3 heads do not divide.*give `n_heads=`"):
         convert(to_mingpt(random_model(SMALL)), n_heads=3)
+    ours = dict(random_model(SMALL).state_dict())
+    for name, wrong in (
+        ("W_E", (1, 2, 3)),
+        ("blocks.0.attn.W_Q", (8, 8)),
+        ("blocks.0.mlp.W_in", (8,)),
+    ):
+        with pytest.raises(WeightsError, match=f"sizes are unknown.*{name}"):
+            convert(ours | {name: torch.zeros(wrong)})
+    with pytest.raises(WeightsError, match="not expected: blocks.foo"):
+        convert(ours | {"blocks.foo": torch.zeros(1)})
     with pytest.raises(WeightsError, match="has no token embedding under"):
         convert({"wte": torch.zeros(1)})
 
@@ -252,6 +271,11 @@ def test_sources_and_configs_that_cannot_be_are_named(tmp_path):
         WeightsError, match="no file and no folder here, nor a repository of the hub"
     ):
         load_pretrained(tmp_path / "nowhere.pth")
+    with pytest.raises(WeightsError, match="is a file itself: leave out `filename=`"):
+        load_pretrained(tmp_path / "model" / "model.safetensors", filename="other.pth")
+    for name in ("", "model.safetensors"):
+        with pytest.raises(WeightsError, match="has no revisions: leave out `revision=`"):
+            load_pretrained(tmp_path / "model" / name, revision="main")
     with pytest.raises(WeightsError, match="has no model.safetensors"):
         load_pretrained(tmp_path)
     config.write_text(config.read_text().replace("n_layers", "n_leyers"))
@@ -260,6 +284,16 @@ def test_sources_and_configs_that_cannot_be_are_named(tmp_path):
     config.write_text('{"n_layers": 5}')
     with pytest.raises(WeightsError, match="config.json beside"):
         load_pretrained(tmp_path / "model")
+    for content, message in (
+        ("[1]", r"config.json' holds \[1\], not an object of sizes by their names"),
+        ("3", "config.json' holds 3, not an object"),
+        ('{"d_model": "16"}', "`d_model` is '16', but must be a number, whole"),
+        ('{"n_layers": 1.5}', "`n_layers` is 1.5, but must be a number, whole"),
+        ('{"d_model": 0}', "`d_model` is 0. Every size of a model must be positive"),
+    ):
+        config.write_text(content)
+        with pytest.raises(WeightsError, match=message):
+            load_pretrained(tmp_path / "model")
     with pytest.raises(WeightsError, match="has sha256 .* expected 00.* Fetch it again"):
         load_pretrained(tmp_path / "model" / "model.safetensors", sha256="00")
 

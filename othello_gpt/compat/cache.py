@@ -1,6 +1,7 @@
 """The activation cache with TransformerLens's methods: it knows its model, and stacks what the weights write."""
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,12 +64,30 @@ class ActivationCache(cache.ActivationCache):
 
     def apply_slice_to_batch_dim(self, batch_slice: Slice) -> "ActivationCache":
         """The cache of some games; of a single one, without the batch axis."""
-        if not self.has_batch_dim:
-            raise ValueError("the cache has no batch axis to slice.")
+        self._check_batch_dim()
         games = slice(None) if batch_slice is None else as_index(batch_slice)
         chosen = self._map(lambda name, activation: activation[games])
         chosen.has_batch_dim = not isinstance(games, int)
         return chosen
+
+    def select(self, batch: Index = slice(None), pos: Index = slice(None)) -> cache.ActivationCache:
+        """As `othello_gpt.ActivationCache.select`, of a cache that has its batch axis."""
+        self._check_batch_dim()
+        return super().select(batch, pos)
+
+    @staticmethod
+    def concat(caches: Sequence[cache.ActivationCache]) -> cache.ActivationCache:
+        """As `othello_gpt.ActivationCache.concat`, of caches that have their batch axis."""
+        for one in caches:
+            if isinstance(one, ActivationCache):
+                one._check_batch_dim()
+        return cache.ActivationCache.concat(caches)
+
+    def _check_batch_dim(self) -> None:
+        if not self.has_batch_dim:
+            raise ValueError(
+                "the cache has no batch axis any more: choose and join games before `remove_batch_dim`."
+            )
 
     def to(self, device: torch.device | str) -> "ActivationCache":
         """The cache itself, moved to another device."""

@@ -36,10 +36,35 @@ _OURS = {  # what TransformerLens lets one choose, and the choice that this libr
     "use_attn_in": (False,),
     "use_attn_scale": (True,),
     "use_hook_mlp_in": (False,),
+    "use_hook_tokens": (False,),
     "use_local_attn": (False,),
     "use_split_qkv_input": (False,),
+    "attn_scores_soft_cap": (-1.0,),
+    "clip_qkv": (None,),
+    "output_logits_soft_cap": (-1.0,),
+    "post_embedding_ln": (False,),
+    "rotary_dim": (None,),
+    "tie_word_embeddings": (False,),
+    "use_NTK_by_parts_rope": (False,),
+    "use_attention_sinks": (False,),
+    "use_dynamic_ntk_rope": (False,),
+    "use_logn_attn": (False,),
+    "use_normalization_before_and_after": (False,),
+    "use_qk_norm": (False,),
+    "use_yarn_rope": (False,),
+    "uses_rms_norm": (False,),
 }
-_WITHOUT_EFFECT = {"init_mode", "init_weights", "initializer_range", "model_name", "n_devices"}
+# No effect here, nor in TransformerLens unless one of those above is switched on.
+_WITHOUT_EFFECT = """
+    NTK_by_parts_factor NTK_by_parts_high_freq_factor NTK_by_parts_low_freq_factor NTK_original_ctx_len
+    checkpoint_index checkpoint_label_type checkpoint_value decoder_start_token_id default_prepend_bos
+    experts_per_token from_checkpoint init_mode init_weights initializer_range layer_norm_folding
+    load_in_4bit model_name n_devices n_params norm_topk_prob original_architecture quantization_method
+    relative_attention_max_distance relative_attention_num_buckets rotary_adjacent_pairs rotary_base
+    rotary_base_local rotary_scaling_factor tokenizer_prepends_bos train_seq_length trust_remote_code
+    ungroup_grouped_query_attention window_size yarn_attention_factor yarn_beta_fast
+    yarn_beta_slow yarn_factor yarn_global_attn_only yarn_original_max_position_embeddings yarn_truncate
+"""
 _INSTEAD = {  # methods of TransformerLens that have no meaning here, and what has
     "generate": "`othello_gpt.board.random_games`, or the model's logits move by move",
     "to_tokens": "`othello_gpt.vocab.square_to_token`",
@@ -90,7 +115,8 @@ class HookedTransformerConfig(GPTConfig):
         use_attn_result: bool = False,
         **others: Any,
     ) -> None:
-        _check_architecture(others | {"normalization_type": normalization_type})
+        fitting = _OURS | {"attn_scale": (-1.0, d_head**0.5), "d_vocab_out": (-1, d_vocab)}
+        _check_architecture(others | {"normalization_type": normalization_type}, fitting)
         n_heads = d_model // d_head if n_heads == -1 else n_heads
         d_mlp = 4 * d_model if d_mlp is None else d_mlp
         super().__init__(n_layers, d_model, n_heads, d_head, d_mlp, d_vocab, n_ctx, eps)
@@ -99,14 +125,14 @@ class HookedTransformerConfig(GPTConfig):
         self.seed, self.use_attn_result = seed, use_attn_result
 
 
-def _check_architecture(settings: dict[str, Any]) -> None:
+def _check_architecture(settings: dict[str, Any], fitting: dict[str, tuple[Any, ...]]) -> None:
     for name, value in settings.items():
-        if name in _OURS and value not in _OURS[name]:
+        if name in fitting and value not in fitting[name]:
             raise ValueError(
                 f"`{name}` is {value!r}, but this library has one architecture, with "
-                f"{' or '.join(map(repr, _OURS[name]))}. {_FOR_OTHERS}"
+                f"{' or '.join(map(repr, fitting[name]))}. {_FOR_OTHERS}"
             )
-        if name not in _OURS and name not in _WITHOUT_EFFECT:
+        if name not in fitting and name not in _WITHOUT_EFFECT.split():
             raise ValueError(f"`{name}` means nothing for this library's model. {_FOR_OTHERS}")
 
 
@@ -218,16 +244,22 @@ class HookedTransformer(OthelloGPT):
         clear_contexts: bool = False,
     ) -> "Iterator[HookedTransformer]":
         """As `OthelloGPT.hooks`; with `reset_hooks_end=False` the hooks stay until `reset_hooks`."""
-        if reset_hooks_end:
-            with super().hooks(fwd_hooks, bwd_hooks):
+        bwd_hooks = [(name, _unpacked(hook)) for name, hook in bwd_hooks]
+        try:
+            if reset_hooks_end:
+                with super().hooks(fwd_hooks, bwd_hooks):
+                    yield self
+            else:
+                pairs = [("fwd", *pair) for pair in fwd_hooks] + [
+                    ("bwd", *pair) for pair in bwd_hooks
+                ]
+                named = [(self._sites(name), hook, dir) for dir, name, hook in pairs]
+                for sites, hook, dir in named:  # none is attached before all names are found
+                    self.add_hook(sites, hook, dir)
                 yield self
-        else:
-            for direction, hooks in (("fwd", fwd_hooks), ("bwd", bwd_hooks)):
-                for name, hook in hooks:
-                    self.add_hook(name, hook, direction)
-            yield self
-        if clear_contexts:
-            self.registry.clear_contexts()
+        finally:
+            if clear_contexts:
+                self.registry.clear_contexts()
 
     def run_with_hooks(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -272,23 +304,29 @@ class HookedTransformer(OthelloGPT):
         """
         if names_filter is None and self.cfg.use_attn_result:
             names_filter = self.hook_names
-        output, kept = super().run_with_cache(
-            input,
-            names_filter,
-            fwd_hooks=fwd_hooks,
-            pos_slice=as_index(pos_slice),
-            grad_of=_one_number if incl_bwd else None,
-            return_type=return_type,
-            **options,
-        )
+        with self.hooks(clear_contexts=clear_contexts):
+            output, kept = super().run_with_cache(
+                input,
+                names_filter,
+                fwd_hooks=fwd_hooks,
+                pos_slice=as_index(pos_slice),
+                grad_of=_one_number if incl_bwd else None,
+                return_type=return_type,
+                **options,
+            )
         cache = ActivationCache(kept, self)
         if device is not None:
             cache.to(device)
         if remove_batch_dim:
             cache.remove_batch_dim()
-        if clear_contexts:
-            self.registry.clear_contexts()
         return output, cache if return_cache_object else cache.cache_dict
+
+    def add_hook(
+        self, name: SiteFilter, hook: HookFn, dir: str = "fwd", *others: Any, **options: Any
+    ) -> HookHandle:
+        """As `OthelloGPT.add_hook`; a hook on a gradient may return it in a tuple of its own."""
+        hook = _unpacked(hook) if dir == "bwd" else hook
+        return super().add_hook(name, hook, dir, *others, **options)
 
     def add_perma_hook(self, name: SiteFilter, hook: HookFn, dir: str = "fwd") -> HookHandle:
         """As `add_hook`, permanent."""
@@ -478,6 +516,16 @@ class HookedTransformer(OthelloGPT):
 
 def _is_of_layer_norm(name: str) -> bool:
     return name.split(".")[-2:-1] in (["ln1"], ["ln2"], ["ln_final"])
+
+
+def _unpacked(hook: HookFn) -> HookFn:
+    """The same backward hook; `(gradient,)`, which TransformerLens lets it return, becomes the gradient."""
+
+    def unpacked(gradient: Tensor, **point: HookPoint) -> Any:
+        returned = hook(gradient, **point)
+        return returned[0] if isinstance(returned, tuple) and len(returned) == 1 else returned
+
+    return unpacked
 
 
 def _one_number(output: Any) -> Tensor:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -42,3 +42,9 @@ def download_file_from_hf(
     if force_is_torch or path.suffix in (".pth", ".pt", ".ckpt", ".safetensors"):
         return read_state_dict(path)
     return json.loads(path.read_text()) if path.suffix == ".json" else path
+
+
+def __getattr__(name: str) -> NoReturn:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    raise AttributeError(f"othello_gpt.compat.utils has no '{name}'. It has {', '.join(__all__)}.")
