@@ -1,7 +1,7 @@
 """Files that are not part of the project, in the folder that OTHELLO_GPT_REFERENCE names; else skipped.
 
-A checkpoint in two layouts, and figures of the real synthetic model: the plot data of N. Nanda's Othello_GPT_Circuits notebook.
-They check our board and our conventions against a model that we do not have.
+A checkpoint in two layouts, and figures of the real synthetic model: the plot data of N. Nanda's
+Othello_GPT_Circuits notebook. They check our board and our conventions against a model that we do not have.
 """
 
 import json
