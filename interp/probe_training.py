@@ -188,7 +188,8 @@ def _discriminant(
     seen = n_class > 0
     m = (by_class / n_class.clamp(min=1) - mean[..., None]) * seen
     k = len(n_class) // 64
-    solved = torch.linalg.solve(moments.covariance(ridge), m)
+    # not `torch.linalg.solve`: of several large matrices it can hang in MKL with more threads than one
+    solved = torch.cholesky_solve(m, torch.linalg.cholesky(moments.covariance(ridge)))
     m, solved = (x.unflatten(-1, (64, k)).transpose(1, 2) for x in (m, solved))  # [layer, 64, d, k]
     n_class = n_class.view(64, k)
     inner = torch.eye(k).to(m) - (n_class / moments.n)[:, :, None] * (m.mT @ solved)
@@ -275,12 +276,13 @@ class _Whitening(NamedTuple):
     @classmethod
     def of(cls, moments: _Moments, dtype: torch.dtype, ridge: float = 1e-4) -> "_Whitening":
         lower = torch.linalg.cholesky(moments.covariance(ridge))
-        root = torch.linalg.inv(lower).mT
+        eye = torch.eye(lower.shape[-1]).to(lower).expand_as(lower)
+        root = torch.linalg.solve_triangular(lower, eye, upper=False).mT
         return cls(root.to(dtype), (moments.mean[:, None] @ root).to(dtype))
 
     def unfolded(self, W: Tensor, b: Tensor) -> _Head:
         """Weights for whitened activations from those for plain ones."""
-        W = torch.linalg.solve(self.root, W)
+        W = torch.linalg.solve_triangular(self.root, W, upper=True)
         return [W, b + self.offset @ W]
 
     def folded(self, head: _Head) -> _Head:

@@ -1,5 +1,8 @@
 """Fitting probes: a planted code comes back, by both fits, from the right positions and the right mover."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -223,3 +226,17 @@ def _fitted() -> list[torch.Tensor]:
     trained = train_probes(model, GAMES[:17], hidden=3, batch_size=8)
     linear = [*fit_probes(model, GAMES[:17]), *train_probes(model, GAMES[:17], batch_size=8)]
     return [tensor for probe in (*trained, *linear) for tensor in probe.tensors().values()]
+
+
+@pytest.mark.slow
+def test_probes_are_fitted_on_several_threads():
+    """In a process of its own, for what it guards against is a solver that never comes back."""
+    code = (
+        "import torch; torch.set_num_threads(2)\n"
+        "from interp.probes import fit_probes, train_probes\n"
+        "from othello_gpt import OthelloGPT, board\n"
+        "model, games = OthelloGPT.from_pretrained(), board.random_games(8, 3)\n"
+        "for fit in (fit_probes, train_probes):\n"
+        "    assert all(probe.W.isfinite().all() for probe in fit(model, games))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0

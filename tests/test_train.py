@@ -84,6 +84,7 @@ def test_games_go_on_when_a_signal_to_stop_reaches_every_process():
     assert np.array_equal(later[-1].squares, Games(1, 2048)[8].squares[0])
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on one core
 def test_any_step_can_come_first_and_other_processes_make_the_same_games():
     """Two workers, from the fourth step on, in the middle of a block."""
     batches = islice(Games(1, 900).batches(3, workers=2), 3)
