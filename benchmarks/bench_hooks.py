@@ -8,7 +8,7 @@ import torch
 from paired import QUICK, Comparison, compare, report
 from twin import TINY, model_and_twin
 
-SHAPES = [(1, 20, 60)] if QUICK else [(1, 20, 200), (50, 59, 12), (256, 59, 4)]
+SHAPES = [(1, 20, 60)] if QUICK else [(1, 20, 200), (50, 59, 8), (256, 59, 2)]
 
 
 def no_op(activation, hook) -> None:
@@ -54,24 +54,22 @@ def main() -> None:
 @torch.no_grad()
 def forward_rows(name: str, model, twin, tokens, pairs: int) -> list[Comparison]:
     assert torch.equal(model(tokens), twin(tokens))
-    rows = [compare(f"{name}, no hooks", lambda: model(tokens), lambda: twin(tokens), pairs)]
+    warm_up = 5 if len(tokens) == 1 else 1
+
+    def row(label: str, ours) -> Comparison:
+        return compare(f"{name}, {label}", ours, lambda: twin(tokens), pairs, warm_up)
+
+    rows = [row("no hooks", lambda: model(tokens))]
     for n in (1, 8, 64, None):
-        label = f"{name}, no-op on {'all sites' if n is None else n}"
         with model.hooks(hooks_on(model, n)):
             assert torch.equal(model(tokens), twin(tokens))
-            rows.append(compare(label, lambda: model(tokens), lambda: twin(tokens), pairs))
+            label = f"no-op on {'all sites' if n is None else n}"
+            rows.append(row(label, lambda: model(tokens)))
     for label, hooks in (
         ("attached, no-op and detached on all sites", hooks_on(model, None)),
         ("attached, patch and detached on one site", [("blocks.3.hook_attn_out", patch)]),
     ):
-        rows.append(
-            compare(
-                f"{name}, {label}",
-                lambda h=hooks: model.run_with_hooks(tokens, h),
-                lambda: twin(tokens),
-                pairs,
-            )
-        )
+        rows.append(row(label, lambda h=hooks: model.run_with_hooks(tokens, h)))
     return rows
 
 

@@ -10,7 +10,7 @@ import torch
 from paired import QUICK, compare, report
 from twin import model_and_twin
 
-SHAPES = [(1, 20, 30)] if QUICK else [(1, 20, 100), (50, 59, 7), (256, 59, 3)]
+SHAPES = [(1, 20, 30)] if QUICK else [(1, 20, 100), (50, 59, 7), (256, 59, 2)]
 
 
 @torch.no_grad()
@@ -32,6 +32,8 @@ def main() -> None:
             for what, run in ours.items():
                 theirs = getattr(peer, what)
                 if theirs is None or (what == "forward" and peer.forward is twin):
+                    continue
+                if batch > 100 and what in ("no_op", "patch"):  # no more than a forward pass
                     continue
                 torch.testing.assert_close(run(tokens), theirs(tokens), rtol=0, atol=2e-5)
                 label = f"{batch}x{pos}, {what} | {name}"

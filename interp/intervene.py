@@ -307,11 +307,11 @@ def presets(model: OthelloGPT) -> dict[str, Preset]:
     return {
         preset.name: preset
         for preset in (
-            Preset("arena_flip", mirrored(2.0), (n_layers // 2,)),
-            Preset("nanda_add", added(0.05 * length), layers, n_layers * 5 // 8, "attn_out"),
-            Preset("li_gradient", optimised(4e-4 * length, steps=30), layers),
-            Preset("pinv", injected(6.0), layers),
-            Preset("set", placed(6.0), layers),
+            Preset("arena_flip", mirrored(4.0), (n_layers // 2,)),
+            Preset("nanda_add", added(0.1 * length), layers, n_layers * 5 // 8, "attn_out"),
+            Preset("li_gradient", optimised(8e-4 * length, steps=30), layers),
+            Preset("pinv", injected(16.0), layers),
+            Preset("set", placed(16.0), layers),
             Preset("erase", erased(), layers),
         )
     }
