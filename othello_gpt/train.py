@@ -254,8 +254,11 @@ def train(
                 trainer.model, device_ids=ids, broadcast_buffers=False
             )
         finished = _run(trainer, folder, workers, save_minutes)
+        trainer.forward = trainer.model  # the wrapper's threads end before the group
         if finished and is_first_process():
             save_trained(trainer, folder, held_out)
+        if dist.is_initialized():
+            dist.barrier()
     return finished
 
 
