@@ -1,7 +1,7 @@
 """The model with every `tap` taken out of its source: the same mathematics without hook sites.
 
-Each method that taps is compiled anew with `self.tap("site", value)` replaced by `value`, and nothing else
-changed.
+Each method that taps is compiled anew with `tap("site", value)` replaced by `value`, `tap = self.tap` by nothing, and
+nothing else changed.
 """
 
 import ast
@@ -35,17 +35,21 @@ def model_and_twin(cfg: GPTConfig = GPTConfig(), seed: int = 0) -> tuple[Othello
 
 
 class _TapsOut(ast.NodeTransformer):
-    """`self.tap("site", value)` becomes `value`."""
+    """`self.tap("site", value)` and `tap("site", value)` become `value`; `tap = self.tap` goes."""
 
     def __init__(self) -> None:
         self.removed = 0
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
-        if isinstance(node.func, ast.Attribute) and node.func.attr == "tap":
+        if ast.unparse(node.func) in ("self.tap", "tap"):
             self.removed += 1
             return node.args[1]
         return node
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST | None:
+        self.generic_visit(node)
+        return None if ast.unparse(node.value) == "self.tap" else node
 
 
 def take_taps_out(model: OthelloGPT) -> int:

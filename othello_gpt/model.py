@@ -2,7 +2,7 @@
 
     tokens ── embed + pos_embed ── block 0 ── ... ── block 7 ── ln_final ── unembed ── logits
 
-Every activation worth looking at has a name, a hook site, given where it is made by `self.tap`. Names and
+Every activation worth looking at has a name, a hook site, given where it is made by `tap`. Names and
 shapes are those of TransformerLens:
 
     hook_embed, hook_pos_embed                                  batch pos d_model
@@ -81,10 +81,11 @@ class LayerNorm(Tapped):
         self.b = nn.Parameter(torch.zeros(cfg.d_model))
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        tap = self.tap  # found once, since modules find their attributes slowly
         centred = x - x.mean(-1, keepdim=True)
         scale = (centred.pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
-        scale = self.tap("hook_scale", scale)
-        normalized = self.tap("hook_normalized", centred / scale)
+        scale = tap("hook_scale", scale)
+        normalized = tap("hook_normalized", centred / scale)
         return normalized * self.w + self.b
 
 
@@ -107,13 +108,14 @@ class Attention(Tapped):
         self.register_buffer("future", future, persistent=False)
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        q = self.tap("hook_q", into_heads(x, self.W_Q, self.b_Q))
-        k = self.tap("hook_k", into_heads(x, self.W_K, self.b_K))
-        v = self.tap("hook_v", into_heads(x, self.W_V, self.b_V))  # [batch, pos, head, d_head]
+        tap = self.tap
+        q = tap("hook_q", into_heads(x, self.W_Q, self.b_Q))
+        k = tap("hook_k", into_heads(x, self.W_K, self.b_K))
+        v = tap("hook_v", into_heads(x, self.W_V, self.b_V))  # [batch, pos, head, d_head]
 
-        attn_scores = self.tap("hook_attn_scores", attention_scores(q, k, self.future))
-        pattern = self.tap("hook_pattern", attn_scores.softmax(-1))  # rows sum to 1
-        z = self.tap("hook_z", gathered_values(pattern, v))
+        attn_scores = tap("hook_attn_scores", attention_scores(q, k, self.future))
+        pattern = tap("hook_pattern", attn_scores.softmax(-1))  # rows sum to 1
+        z = tap("hook_z", gathered_values(pattern, v))
 
         if self.is_hooked("hook_result"):
             result = torch.einsum("bphd,hdm->bphm", z, self.W_O)  # each head's own write
@@ -178,8 +180,9 @@ class MLP(Tapped):
 
     def neurons(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_mlp"]:
         """How strongly each neuron fires."""
-        pre = self.tap("hook_pre", F.linear(x, self.W_in.T, self.b_in))
-        return self.tap("hook_post", F.gelu(pre))  # the exact GELU, not its tanh approximation
+        tap = self.tap
+        pre = tap("hook_pre", F.linear(x, self.W_in.T, self.b_in))
+        return tap("hook_post", F.gelu(pre))  # the exact GELU, not its tanh approximation
 
     def write(self, post: Float[Tensor, "*batch d_mlp"]) -> Float[Tensor, "*batch d_model"]:
         """What all neurons write together."""
@@ -201,11 +204,12 @@ class Block(Tapped):
     def forward(
         self, resid_pre: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_model"]:
-        resid_pre = self.tap("hook_resid_pre", resid_pre)
-        attn_out = self.tap("hook_attn_out", self.attn(self.ln1(resid_pre)))
-        resid_mid = self.tap("hook_resid_mid", resid_pre + attn_out)
-        mlp_out = self.tap("hook_mlp_out", self.mlp(self.ln2(resid_mid)))
-        return self.tap("hook_resid_post", resid_mid + mlp_out)
+        tap = self.tap
+        resid_pre = tap("hook_resid_pre", resid_pre)
+        attn_out = tap("hook_attn_out", self.attn(self.ln1(resid_pre)))
+        resid_mid = tap("hook_resid_mid", resid_pre + attn_out)
+        mlp_out = tap("hook_mlp_out", self.mlp(self.ln2(resid_mid)))
+        return tap("hook_resid_post", resid_mid + mlp_out)
 
 
 TokensOrResid = (
