@@ -315,15 +315,17 @@ def sweep_games(
         metric.check(len(games))
     with _bar(sum(result.numel() for result in results.values()), progress) as bar:
         for some, max_rows in chunks(model, games, memory, n_spaces):
-            earlier = None if before is None else before[some]
-            for branch, parts, logits in replay(model, base(some), sites, spaces, max_rows):
-                site, layer = branch.key
-                if site == "base":
-                    earlier = logits[:, : len(games[some[0]]) - 1] if before is None else earlier
+            earlier = None
+            for batch in replay(model, base(some), sites, spaces, max_rows):
+                if not batch.branches:
+                    n_before = len(games[some[0]]) - 1
+                    earlier = batch.logits[:, :n_before] if before is None else before[some]
                     continue
-                effects = effects_of(metric, logits, earlier, some)
-                shape = (len(some), parts.stop - parts.start, n_spaces)
-                results[site][some, layer, parts] = effects.reshape(shape).cpu()
+                effects = effects_of(metric, batch.logits, earlier, some).cpu()
+                for branch, parts, own in batch.of_each(effects):
+                    site, layer = branch.key
+                    shape = (len(some), parts.stop - parts.start, n_spaces)
+                    results[site][some, layer, parts] = own.reshape(shape)
                 bar.update(effects.numel())
     return shaped_results(results, within, one, model.device)
 

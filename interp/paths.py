@@ -81,11 +81,11 @@ def path_sweep(
         base = base_of_pairs(model, [pairs[i] for i in some], None, some)
         past = list(base.past)
         paths, before = _paths(model, base, past, senders)
-        for branch, parts, logits in replay_branches(model, paths, past, max_rows // len(some)):
-            site, layer, receiver = branch.key
-            effects[site][some, receiver, layer, parts] = effects_of(
-                metric, logits, before, some
-            ).cpu()
+        for batch in replay_branches(model, paths, past, max_rows // len(some)):
+            found = effects_of(metric, batch.logits, before, some).cpu()
+            for branch, parts, own in batch.of_each(found):
+                site, layer, receiver = branch.key
+                effects[site][some, receiver, layer, parts] = own
     shaped = {site: _shaped(site, e, is_one(clean)) for site, e in effects.items()}
     return Paths((*names, "logits"), shaped)
 

@@ -78,11 +78,18 @@ class Branch(NamedTuple):
 
 
 class Replayed(NamedTuple):
-    """What came out of some parts of a branch."""
+    """What came out of some branches, of each some parts; their rows in the order of the branches."""
 
-    branch: Branch
-    parts: slice
+    branches: list[tuple[Branch, slice]]
     logits: Float[Tensor, "pair row d_vocab"]
+
+    def of_each(
+        self, values: Float[Tensor, "pair row"]
+    ) -> Iterator[tuple[Branch, slice, Float[Tensor, "pair some_rows"]]]:
+        """What was made of the rows, branch by branch."""
+        counts = [(parts.stop - parts.start) * branch.per_part for branch, parts in self.branches]
+        for (branch, parts), own in zip(self.branches, values.split(counts, 1), strict=True):
+            yield branch, parts, own
 
 
 def replay(
@@ -94,14 +101,13 @@ def replay(
 ) -> Iterator[Replayed]:
     """Runs the base, and every branch of the sites from its place up; at most about `max_rows` rows a time.
 
-    First comes the base itself, as a branch of the site "base". Branches that fit join the base on its way up;
-    the rest follow in batches, over the keys and values that the base left.
+    First comes the base alone, without branches. Branches that fit join the base on its way up; the rest follow
+    in batches, over the keys and values that the base left.
     """
     rows, n_base, past = base.rows, base.rows.shape[1], list(base.past)
     room = max_rows // max(len(rows), 1)
     made = written = rows
-    trunk = Branch(("base", 0), 0, n_base, 1, rows, lambda parts: torch.zeros_like(base.rows))
-    joined, later = [(trunk, slice(0, n_base))], []
+    joined, later = [], []
     for place in range(2 * model.cfg.n_layers + 1):
         if place:
             made, written = half_block(model, place - 1, rows, base.n_before, past)
@@ -114,7 +120,10 @@ def replay(
                 rows = torch.cat([rows, branch.at + branch.change(whole)], 1)
             else:
                 later.append(branch)
-    yield from _unembedded(model, rows, joined)
+    logits = model.unembed(rows)
+    yield Replayed([], logits[:, :n_base])
+    if joined:
+        yield Replayed(joined, logits[:, n_base:])
     yield from replay_branches(model, later, past, room)
 
 
@@ -129,15 +138,7 @@ def replay_branches(
                 rows = rows + half_block(model, place - 1, rows, 0, past)[1]
             arriving = [b.at + b.change(parts) for b, parts in batch if b.place == place]
             rows = torch.cat([rows, *arriving], 1)
-        yield from _unembedded(model, rows, batch)
-
-
-def _unembedded(
-    model: OthelloGPT, rows: Tensor, joined: list[tuple[Branch, slice]]
-) -> Iterator[Replayed]:
-    counts = [(parts.stop - parts.start) * branch.per_part for branch, parts in joined]
-    for (branch, parts), logits in zip(joined, model.unembed(rows).split(counts, 1), strict=True):
-        yield Replayed(branch, parts, logits)
+        yield Replayed(batch, model.unembed(rows))
 
 
 def _batches(branches: Sequence[Branch], room: int) -> Iterator[list[tuple[Branch, slice]]]:
