@@ -19,9 +19,9 @@ def patch(activation, hook) -> None:
     activation[0, -1] = activation[0, 0]
 
 
-def hooks_on(model, n: int | None, fn=no_op) -> list:
+def hooks_on(model, n: int | None) -> list:
     names = [name for name in model.hook_names if not name.endswith("hook_result")]
-    return [(name, fn) for name in (names if n is None else names[:: len(names) // n][:n])]
+    return [(name, no_op) for name in (names if n is None else names[:: len(names) // n][:n])]
 
 
 def main() -> None:
@@ -30,10 +30,15 @@ def main() -> None:
     for batch, pos, pairs in SHAPES:
         tokens = torch.randint(1, 61, (batch, pos))
         rows += forward_rows(f"{batch}x{pos}", model, twin, tokens, pairs)
-    tokens = torch.randint(1, 61, (1, 20))
+    tokens, everywhere = torch.randint(1, 61, (1, 20)), hooks_on(model, None)
     rows += [
-        backward_row("1x20, forward and backward, no hooks", model, twin, tokens, None),
-        backward_row("1x20, forward and backward, all sites", model, twin, tokens, no_op),
+        backward_row("1x20, with backward, no hooks", model, twin, tokens),
+        backward_row(
+            "1x20, with backward, no-op on all sites", model, twin, tokens, fwd_hooks=everywhere
+        ),
+        backward_row(
+            "1x20, with backward, no-op on all gradients", model, twin, tokens, bwd_hooks=everywhere
+        ),
     ]
     tiny, tiny_twin = model_and_twin(TINY)
     sites = len(hooks_on(tiny, None))
@@ -73,11 +78,9 @@ def forward_rows(name: str, model, twin, tokens, pairs: int) -> list[Comparison]
     return rows
 
 
-def backward_row(name: str, model, twin, tokens, hook) -> Comparison:
-    hooks = [] if hook is None else hooks_on(model, None, hook)
-
+def backward_row(name: str, model, twin, tokens, **hooks) -> Comparison:
     def ours() -> None:
-        model.run_with_hooks(tokens, hooks).logsumexp(-1).sum().backward()
+        model.run_with_hooks(tokens, **hooks).logsumexp(-1).sum().backward()
 
     def other() -> None:
         twin(tokens).logsumexp(-1).sum().backward()

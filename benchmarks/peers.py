@@ -22,6 +22,7 @@ class Peer(NamedTuple):
 
     forward: Run
     no_op: Run | None  # one hook that changes nothing, on the output of block 3's attention
+    no_op_all: Run | None  # such a hook on all that the library sees
     cache_all: Run | None
     patch: Run  # the same output, set to 0 at the last position of the first game
 
@@ -61,10 +62,12 @@ def hooked_transformer(model: OthelloGPT):
 def transformer_lens(model: OthelloGPT) -> Peer:
     theirs, site = hooked_transformer(model), "blocks.3.hook_attn_out"
     no_op = [(site, lambda activation, hook: activation)]
+    no_op_all = [(lambda name: True, lambda activation, hook: activation)]
     patch = [(site, lambda activation, hook: blank(activation))]
     return Peer(
         theirs,
         lambda tokens: theirs.run_with_hooks(tokens, fwd_hooks=no_op),
+        lambda tokens: theirs.run_with_hooks(tokens, fwd_hooks=no_op_all),
         lambda tokens: theirs.run_with_cache(tokens)[0],
         lambda tokens: theirs.run_with_hooks(tokens, fwd_hooks=patch),
     )
@@ -89,6 +92,7 @@ def module_hooks(twin: OthelloGPT) -> Peer:
     return Peer(
         twin,
         lambda tokens: with_hooks(tokens, attn, lambda m, args, out: None),
+        lambda tokens: with_hooks(tokens, twin.modules(), lambda m, args, out: None),
         cache_all,
         lambda tokens: with_hooks(tokens, attn, lambda m, args, out: blank(out)),
     )
@@ -117,7 +121,7 @@ def nnsight(twin: OthelloGPT) -> Peer:
             logits = traced.output.save()
         return logits
 
-    return Peer(twin, no_op, cache_all, patch)
+    return Peer(twin, no_op, None, cache_all, patch)
 
 
 def pyvene(twin: OthelloGPT) -> Peer:
@@ -131,7 +135,7 @@ def pyvene(twin: OthelloGPT) -> Peer:
         return lambda tokens: model({"tokens": tokens})[1]
 
     no_op, patch = lambda base, source: base, lambda base, source: blank(base)
-    return Peer(twin, intervened(no_op), None, intervened(patch))
+    return Peer(twin, intervened(no_op), None, None, intervened(patch))
 
 
 def baukit(twin: OthelloGPT) -> Peer:
@@ -144,7 +148,7 @@ def baukit(twin: OthelloGPT) -> Peer:
 
         return run
 
-    return Peer(twin, edited(lambda out: out), None, edited(blank))
+    return Peer(twin, edited(lambda out: out), None, None, edited(blank))
 
 
 def installed(model: OthelloGPT, twin: OthelloGPT) -> dict[str, Peer]:
@@ -160,7 +164,7 @@ def installed(model: OthelloGPT, twin: OthelloGPT) -> dict[str, Peer]:
     found = {name: make() for name, make in makers.items() if find_spec(packages.get(name, name))}
     tokens = torch.randint(1, 61, (2, 9))
     for peer in found.values():
-        for run in (peer.forward, peer.no_op, peer.cache_all):
+        for run in (peer.forward, peer.no_op, peer.no_op_all, peer.cache_all):
             if run is not None:
                 torch.testing.assert_close(run(tokens), model(tokens), rtol=0, atol=2e-5)
     return found
