@@ -105,10 +105,14 @@ def mean_values(values: Values) -> dict[str, Float[Tensor, "..."]]:
 def resampled_values(
     values: Values, n_games: int, seed: int = 0
 ) -> dict[str, Float[Tensor, "..."]]:
-    """Of `last_values`, those of `n_games` games drawn at random, one game for all sites of a run."""
+    """Of `last_values`, those of `n_games` games drawn at random, one game for all sites of a run.
+
+    Run i never draws game i, so that games swept with their own values get another's.
+    """
     generator = torch.Generator().manual_seed(seed)
     n = len(next(iter(values.values())))
-    drawn = torch.randint(n, (n_games,), generator=generator)
+    steps = torch.randint(1, max(n, 2), (n_games,), generator=generator)
+    drawn = (torch.arange(n_games) + steps) % n
     return {name: of_games[drawn] for name, of_games in values.items()}
 
 

@@ -7,6 +7,7 @@ Source: Nanda 2023, "Attribution Patching: Activation Patching At Industrial Sca
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,7 @@ from interp.patching import (
     base_of_pairs,
     checked_pairs,
     checked_sites,
+    checked_subspaces,
     chunks,
     empty_results,
     is_one,
@@ -49,7 +51,7 @@ def attribution_sweep(
             "`metric` must be an `interp.metrics.LastMetric`, which has a gradient by pair."
         )
     pairs, sites = checked_pairs(model, clean, corrupted), checked_sites(sites)
-    spaces = None if within is None else within.reshape(-1, *within.shape[-2:])
+    spaces = checked_subspaces(model, within)
     results = empty_results(model, len(pairs), sites, 1 if spaces is None else len(spaces))
     metric.check(len(pairs))
     # The gradient needs the activations of all layers at once.
@@ -66,6 +68,19 @@ def attribution_sweep(
                     shape = (len(some), -1, branch.per_part)
                     results[site][some, layer, parts] = estimate.reshape(shape).cpu()
     return shaped_results(results, within, is_one(clean), model.device)
+
+
+class Agreement(NamedTuple):
+    """How near estimates come to the exact effects, over all pairs, layers and parts."""
+
+    correlation: float
+    worst_error: float  # in the metric's unit
+
+
+def agreement(exact: Float[Tensor, "*effect"], estimated: Float[Tensor, "*effect"]) -> Agreement:
+    """Of one site's `patch_sweep` and `attribution_sweep`."""
+    both = torch.stack([exact.flatten(), estimated.flatten()])
+    return Agreement(both.corrcoef()[0, 1].item(), both.diff(dim=0).abs().max().item())
 
 
 def _gradients(

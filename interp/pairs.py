@@ -65,6 +65,24 @@ def find_pairs(
     return list(kept.values())
 
 
+def sure_pairs(
+    model: OthelloGPT, n_pairs: int, seed: int = 1, n_moves: Iterable[int] = (16, 21, 26)
+) -> list[Pair]:
+    """Pairs from random games for an average: one reply changes, and the model is sure of it.
+
+    They are no fair sample: of one pair a game from four times as many games, those with the nearest boards,
+    and at equal distance the largest drops of the reply's log-probability, all of more than a nat.
+
+    Raises:
+        ValueError: no pair was found.
+    """
+    ranked = find_pairs(model, board.random_games(4 * n_pairs, seed), n_moves)
+    pairs = [each.pair for each in ranked if each.drop > 1][:n_pairs]
+    if not pairs:
+        raise ValueError(f"no pair was found in {4 * n_pairs} games: average over more.")
+    return pairs
+
+
 def find_pair(
     model: OthelloGPT,
     clean: Int[ndarray, " ply"],

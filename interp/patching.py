@@ -18,6 +18,8 @@ from torch import Tensor
 from interp.metrics import LastMetric, Metric, patching_metric
 from interp.rows import PARTED, SITES, Base, bytes_of_a_row, replay
 from othello_gpt import ActivationCache, HookPoint, OthelloGPT, get_act_name
+from othello_gpt.cache import pos_axis
+from othello_gpt.model import into_heads
 
 __all__ = [
     "SITES",
@@ -64,9 +66,9 @@ def patch_sweep(
         within: patch only the part of the change inside a subspace: a projection from `onto`, or several,
             each of which is a run of its own.
         clean_cache: of the clean runs, which are then of one length: saves running them, and the positions
-            before the last, in which nothing may have been edited. It needs "k" and "v" of every layer, what is
-            patched ("z" for "result", "resid_pre" of block 0 for "embed"), and "unembed.hook_out" for a metric
-            that is no `LastMetric`.
+            before the last. Nothing may have been edited in those, nor in what block 0 makes keys of. It
+            needs "k" and "v" of every layer, what is patched ("z" for "result", "resid_pre" of block 0 for
+            "embed"), and "unembed.hook_out" for a metric that is no `LastMetric`.
         memory: bytes that the sweep may take at a time, above the weights and the results.
         progress: show a bar that counts patched runs.
 
@@ -97,8 +99,8 @@ def patch_sweep(
 
 def patch_sweep_by_rank(
     model: OthelloGPT,
-    clean: Sequence[Int[Tensor, " _pos"]],
-    corrupted: Sequence[Int[Tensor, " _pos"]],
+    clean: Games,
+    corrupted: Games,
     metric: Metric,
     sites: Iterable[str] = ("attn_out", "mlp_out"),
     **options,
@@ -106,26 +108,30 @@ def patch_sweep_by_rank(
     """`patch_sweep` under `torchrun`: every rank sweeps its share of the pairs, and all get the whole result.
 
     Called by every rank with the same pairs, after `torch.distributed.init_process_group`; with one process
-    it is `patch_sweep`.
+    it is `patch_sweep`. The options are those of `patch_sweep`, but for `clean_cache`.
     """
     from torch import distributed
 
+    if options.get("clean_cache") is not None:
+        raise ValueError("ranks run their own clean games: leave `clean_cache` out.")
     rank, n_ranks = 0, 1
     if distributed.is_available() and distributed.is_initialized():
         rank, n_ranks = distributed.get_rank(), distributed.get_world_size()
-    shares = [list(range(first, len(clean), n_ranks)) for first in range(n_ranks)]
+    if n_ranks == 1:
+        return patch_sweep(model, clean, corrupted, metric, sites, **options)
+    pairs = checked_pairs(model, clean, corrupted)
+    shares = [list(range(first, len(pairs), n_ranks)) for first in range(n_ranks)]
     own = shares[rank]
     if isinstance(metric, LastMetric):
-        metric.check(len(clean))
+        metric.check(len(pairs))
         metric = metric.of_pairs(torch.tensor(own, dtype=torch.long))
-    own_clean, own_corrupted = ([games[i] for i in own] for games in (clean, corrupted))
+    own_clean, own_corrupted = ([pairs[i][side] for i in own] for side in (0, 1))
     results = patch_sweep(model, own_clean, own_corrupted, metric, sites, **options)
-    if n_ranks == 1:
-        return results
     gathered: list[dict[str, Tensor]] = [{}] * n_ranks
     distributed.all_gather_object(gathered, {site: r.cpu() for site, r in results.items()})
     order = torch.tensor([i for share in shares for i in share]).argsort()
-    return {site: torch.cat([part[site] for part in gathered])[order] for site in results}
+    whole = {site: torch.cat([part[site] for part in gathered])[order] for site in results}
+    return {site: (w[0] if is_one(clean) else w).to(model.device) for site, w in whole.items()}
 
 
 def onto(directions: Float[Tensor, "d_model *direction"]) -> Float[Tensor, "d_model d_model"]:
@@ -159,7 +165,7 @@ def last_logits(
 class Patch(NamedTuple):
     """One activation, or one head or neuron of it, taken from the clean run."""
 
-    site: str
+    site: str  # in a block, by its short or full name
     layer: int
     pos: int  # of "pattern" and "attn_scores", the query's
     # the head of "q", "k", "v", "z", "result", "pattern" and "attn_scores", the neuron of "pre" and "post"
@@ -191,7 +197,10 @@ def patch_together(
         raise ValueError(
             f"`clean` has {len(clean)} moves and `corrupted` {len(corrupted)}: the games must be of equal length."
         )
-    sites = {get_act_name(patch.site, patch.layer) for run in patches for patch in run}
+    if isinstance(metric, LastMetric):
+        metric.check(1)
+    patches = [[_checked_patch(patch) for patch in run] for run in patches]
+    sites = {patch.site for run in patches for patch in run}
     _, clean_cache = model.run_with_cache(clean, sorted(sites))
     starts = [f"resid_pre{layer}" for layer in range(model.cfg.n_layers)]
     plain, cache = model.run_with_cache(corrupted, [*starts, "unembed.hook_out"])
@@ -210,6 +219,21 @@ def patch_together(
     return effects
 
 
+def _checked_patch(patch: Patch) -> Patch:
+    """With the full name of its site."""
+    site = get_act_name(patch.site, patch.layer)
+    if not site.startswith(f"blocks.{patch.layer}."):
+        raise ValueError(
+            f"'{patch.site}' is no site of block {patch.layer}, where the run would start. Give the site's own "
+            "layer; 'resid_pre' of block 0 stands for the embeddings."
+        )
+    if patch.part is not None and not (".attn." in site or ".mlp." in site):
+        raise ValueError(
+            f"'{patch.site}' has no heads or neurons, but `part` is {patch.part}: leave it out."
+        )
+    return patch._replace(site=site)
+
+
 def _one_game(tokens: Int[Tensor, "*game pos"]) -> Int[Tensor, " pos"]:
     if tokens.ndim > 2 or (tokens.ndim == 2 and len(tokens) != 1):
         raise ValueError(
@@ -225,16 +249,14 @@ def _patch_hooks(
     by_site: dict[str, list[tuple[int, Patch]]] = {}
     for row, run in enumerate(runs):
         for patch in run:
-            by_site.setdefault(get_act_name(patch.site, patch.layer), []).append((row, patch))
+            by_site.setdefault(patch.site, []).append((row, patch))
 
     def hook_of(patches: list[tuple[int, Patch]]) -> Callable:
-        by_head = patches[0][1].site in ("pattern", "attn_scores")  # [batch head query key]
-
         def patch_rows(activation: Tensor, *, hook: HookPoint) -> Tensor:
             patched = activation.clone()
             for row, patch in patches:
                 part = slice(None) if patch.part is None else patch.part
-                where = (part, patch.pos) if by_head else (patch.pos, part)
+                where = (patch.pos, part) if pos_axis(patch.site) == 1 else (part, patch.pos)
                 patched[(row, *where)] = clean[hook.name][(0, *where)]
             return patched
 
@@ -308,7 +330,7 @@ def sweep_games(
     Returns:
         For each site [game layer *part *subspace], with the axes left out that `patch_sweep` leaves out.
     """
-    spaces = None if within is None else within.reshape(-1, *within.shape[-2:])
+    spaces = checked_subspaces(model, within)
     n_spaces = 1 if spaces is None else len(spaces)
     results = empty_results(model, len(games), sites, n_spaces)
     if isinstance(metric, LastMetric):
@@ -461,6 +483,21 @@ def checked_sites(sites: Iterable[str]) -> tuple[str, ...]:
     return sites
 
 
+def checked_subspaces(
+    model: OthelloGPT, within: Float[Tensor, "*subspace d_model d_model"] | None
+) -> Float[Tensor, "subspace d_model d_model"] | None:
+    """One after another, whatever their axes."""
+    if within is None:
+        return None
+    d_model = model.cfg.d_model
+    if within.shape[-2:] != (d_model, d_model):
+        raise ValueError(
+            f"`within` has shape {tuple(within.shape)}, but a projection is ({d_model}, {d_model}): make one "
+            "from directions with `onto`."
+        )
+    return within.reshape(-1, d_model, d_model)
+
+
 def check_unhooked(model: OthelloGPT) -> None:
     if model.registry.hooks:
         raise ValueError(
@@ -505,9 +542,11 @@ def _check_cache(
             f"{', '.join(f'{n} of {n_pos}' for n, n_pos in sorted(needed))}. Make it from the clean "
             "games of one length, in the same order."
         )
-    clean = torch.stack([clean for clean, _ in pairs]).to(model.device)
-    if "embed" in cache and not torch.equal(cache["embed"], model.W_E[clean]):
-        raise ValueError(
-            "`clean_cache` is of other games than `clean`: its embeddings differ. When `clean` and `corrupted` "
-            "change places, the cache must be of the new clean games too."
-        )
+    block, rounding = model.blocks[0], torch.finfo(model.dtype).eps ** 0.5
+    for (clean, _), held in zip(pairs, cache["k", 0], strict=True):
+        k = into_heads(block.ln1(model.embed(clean)), block.attn.W_K, block.attn.b_K)[0]
+        if (k - held).abs().max() > rounding * k.abs().max():
+            raise ValueError(
+                "`clean_cache` is of other games than `clean`: its keys differ. When `clean` and `corrupted` "
+                "change places, the cache must be of the new clean games too."
+            )

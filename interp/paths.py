@@ -86,7 +86,7 @@ def path_sweep(
             for branch, parts, own in batch.of_each(found):
                 site, layer, receiver = branch.key
                 effects[site][some, receiver, layer, parts] = own
-    shaped = {site: _shaped(site, e, is_one(clean)) for site, e in effects.items()}
+    shaped = {site: _shaped(site, e, is_one(clean)).to(model.device) for site, e in effects.items()}
     return Paths((*names, "logits"), shaped)
 
 

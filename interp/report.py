@@ -9,7 +9,7 @@ from interp import plots, webpage
 from interp.atlas import Described
 from interp.circuits import Circuit
 from interp.playback import as_data
-from interp.story import NeuronReading, Story, in_labels
+from interp.story import NeuronReading, Story, agreement_in_words, in_labels
 from othello_gpt.vocab import square_to_label, token_to_label, values_on_board
 
 
@@ -104,8 +104,10 @@ def _pair_sections(story: Story, answer: str) -> str:
             + _card(plots.plot_lines(averages, x_title="layer", y_title="restored"))
             + f'<div class="card">{_average_table(story)}</div>'
             + "</div>",
-            "Pairs from random games that differ in the last move only, where exactly one reply changes legality; "
-            "mean and 95 % bootstrap interval.",
+            "Pairs that differ in the last move only, where exactly one reply changes legality: of random games those "
+            "with the nearest boards, then those whose reply the model is surest of. Mean and 95 % bootstrap "
+            "interval. Attribution patching, which estimates the same from one gradient, comes this near over all "
+            f"pairs and layers: {agreement_in_words(story)}.",
         )
         + _section(
             "Who writes mine and theirs",

@@ -257,8 +257,12 @@ def _inside(
     within: Float[Tensor, "subspace d_model d_model"],
     parts: slice,
 ) -> Float[Tensor, "pair row d_model"]:
-    """The part of each change that lies in each subspace; the subspaces of a part stand together."""
-    return torch.einsum("pnm,smd->pnsd", change(parts), within).flatten(1, 2)
+    """The part of each change that lies in each subspace; the subspaces of a part stand together.
+
+    One subspace after another: an einsum over all would copy them.
+    """
+    changes = change(parts)
+    return torch.stack([changes @ subspace for subspace in within], 2).flatten(1, 2)
 
 
 def bytes_of_a_row(cfg: GPTConfig, n_pos: int, itemsize: int) -> int:

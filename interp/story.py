@@ -12,8 +12,9 @@ from torch import Tensor
 from interp.atlas import AtlasGames, Described, describe_neurons
 from interp.attribution import Contributions, contributions, direct_logit_attribution
 from interp.circuits import Circuit, Step, find_circuit
+from interp.gradients import Agreement, agreement, attribution_sweep
 from interp.neurons import input_weights, logit_weights, top_neurons
-from interp.pairs import find_pairs, pair_tokens, pairs_metric
+from interp.pairs import pair_tokens, pairs_metric, sure_pairs
 from interp.patching import patch_sweep, patching_metric
 from interp.playback import Playback, playback
 from interp.probe_types import SHIPPED
@@ -50,8 +51,9 @@ class Story(NamedTuple):
     contributions: Contributions  # `direct_logit_attribution` of the answer
     written: Contributions  # `contributions` to "mine" of every square, [component 1 1 8 8]
     effects: dict[str, Float[Tensor, "layer *part"]]  # `patch_sweep`
-    n_pairs: int  # over which the next is averaged: `find_pairs` in random games
+    n_pairs: int  # over which the next two are: `sure_pairs`
     averages: dict[str, Estimate]  # `bootstrap_mean` of `patch_sweep`, by layer
+    agreements: dict[str, Agreement]  # of `attribution_sweep` with it
     log_probs: tuple[float, float]  # of the answer, clean and corrupted
     neurons: tuple[NeuronReading, ...]  # of one layer, those that vary most
     circuit: Circuit  # `find_circuit`
@@ -118,7 +120,7 @@ def tell(
     Args:
         game: the whole game that begins with the pair's clean one; by default it is that one.
         n_games: random games over which probes are scored and neurons ranked; rules are found on twice as many.
-        n_pairs: pairs from random games over which the sweep is averaged.
+        n_pairs: pairs over which the sweep is averaged, see `sure_pairs`.
 
     Raises:
         ValueError: `game` does not begin with the clean game, `probes` are not those of all layers in order, or
@@ -136,7 +138,8 @@ def tell(
     metric = patching_metric(logits, corrupted_logits, token)
     effects = patch_sweep(model, clean, corrupted, metric, sites=("attn_out", "mlp_out", "z"))
     next(steps)
-    n_found, averages = _average_sweep(model, n_pairs, seed)
+    pairs = sure_pairs(model, n_pairs, seed)
+    averages, agreements = _average_sweep(model, pairs)
     next(steps)
     games = torch.from_numpy(board.random_games(n_games, seed))
     accuracy = probe_accuracy(model, probes, games)
@@ -163,8 +166,9 @@ def tell(
         contributions=direct_logit_attribution(model, cache, token),
         written=contributions(cache.select(pos=-1), best.mine, best.layer),
         effects=effects,
-        n_pairs=n_found,
+        n_pairs=len(pairs),
         averages=averages,
+        agreements=agreements,
         log_probs=(log_probs[0], log_probs[1]),
         neurons=neurons[: len(varying)],
         circuit=circuit,
@@ -192,15 +196,16 @@ def _check_asked(
         )
 
 
-def _average_sweep(model: OthelloGPT, n_pairs: int, seed: int) -> tuple[int, dict[str, Estimate]]:
-    """The sweep averaged over pairs in which one reply changes and the model's belief falls by a nat."""
-    ranked = find_pairs(model, board.random_games(4 * n_pairs, seed), (16, 21, 26))
-    pairs = [each.pair for each in ranked if each.drop > 1][:n_pairs]
-    if not pairs:
-        raise ValueError(f"no pair was found in {4 * n_pairs} games: average over more.")
+def _average_sweep(
+    model: OthelloGPT, pairs: Sequence[Pair]
+) -> tuple[dict[str, Estimate], dict[str, Agreement]]:
+    """The sweep averaged over pairs, and how near attribution patching comes to it."""
     clean, corrupted, _ = pair_tokens(pairs)
-    effects = patch_sweep(model, clean, corrupted, pairs_metric(model, pairs))
-    return len(pairs), {site: bootstrap_mean(of_site) for site, of_site in effects.items()}
+    metric = pairs_metric(model, pairs)
+    exact = patch_sweep(model, clean, corrupted, metric)
+    estimated = attribution_sweep(model, clean, corrupted, metric)
+    averages = {site: bootstrap_mean(effects) for site, effects in exact.items()}
+    return averages, {site: agreement(exact[site], estimated[site]) for site in exact}
 
 
 def _steps(progress: bool) -> Iterator[None]:
@@ -290,11 +295,13 @@ def summary(story: Story) -> str:
                 for site in ("attn_out", "mlp_out")
             ),
             "",
-            f"The same, mean over {story.n_pairs} pairs in which one reply changes (95 % interval):",
+            f"The same, mean over {story.n_pairs} pairs in which one reply changes (95 % interval); of random games "
+            "those with the nearest boards, then the surest replies:",
             *(
                 f"  {site:9} {layer}: {mean:z6.3f} ({low:z.3f} to {high:z.3f})"
                 for site, layer, mean, low, high in story.average_rows()
             ),
+            f"  attribution patching, its estimate by gradient: {agreement_in_words(story)}",
             "",
             f"Neurons of layer {story.neurons[0].layer} that vary most:",
             *map(_neuron_line, story.neurons),
@@ -309,6 +316,14 @@ def summary(story: Story) -> str:
 def in_labels(squares: Sequence[int] | ndarray) -> str:
     """Squares as labels, one after another."""
     return " ".join(square_to_label(int(square)) for square in squares)
+
+
+def agreement_in_words(story: Story) -> str:
+    """How near attribution patching comes to the sweep of each pair and layer."""
+    return "; ".join(
+        f"{site} correlation {correlation:.2f}, worst error {worst_error:.2f}"
+        for site, (correlation, worst_error) in story.agreements.items()
+    )
 
 
 def _legal_mass(story: Story) -> float:

@@ -226,8 +226,12 @@ def at_pos(stream: Float[Tensor, "*batch pos width"], pos: Index | None) -> Tens
 
 def take_pos(name: str, activation: Tensor, pos: Index) -> Tensor:
     """Some positions of a site's activation or gradient; of attention scores and patterns, query positions."""
-    by_head = name.removesuffix("_grad").endswith(("hook_attn_scores", "hook_pattern"))
-    return _take(activation, 2 if by_head else 1, pos)
+    return _take(activation, pos_axis(name), pos)
+
+
+def pos_axis(name: str) -> int:
+    """Which axis of a site's activation or gradient counts positions; of scores and patterns, query positions."""
+    return 2 if name.removesuffix("_grad").endswith(("hook_attn_scores", "hook_pattern")) else 1
 
 
 def _take(activation: Tensor, axis: int, index: Index) -> Tensor:

@@ -107,10 +107,15 @@ class HookRegistry:
         for point in self.points.values():
             point.ctx.clear()
 
-    def add(self, site: str, hook: Hook, prepend: bool = False) -> None:
-        """Attaches after those already there, or before them."""
-        there = self.hooks.get(site, ())
-        self._set(site, (hook, *there) if prepend else (*there, hook))
+    def add(self, named: Collection[tuple[str, Hook]], prepend: bool = False) -> None:
+        """Attaches (full name, hook) pairs after those already there, or before them; all or none."""
+        try:
+            for site, hook in named:
+                there = self.hooks.get(site, ())
+                self._set(site, (hook, *there) if prepend else (*there, hook))
+        except UnknownSite:
+            self.remove({hook for _, hook in named})
+            raise
 
     def remove(self, hooks: Collection[Hook]) -> None:
         """Detaches these from every site."""
@@ -120,22 +125,25 @@ class HookRegistry:
                 self._set(site, left)
 
     def _set(self, site: str, hooks: tuple[Hook, ...]) -> None:
-        path, _, name = site.rpartition(".")
-        module = _submodule(self._root, path)
-        if module is None:  # the root names some of its sites with a dot
-            module, name = self._root, site
+        module, name = _place(self._root, site)
         if hooks:
+            if module is None:
+                raise UnknownSite(
+                    f"'{site}' cannot be hooked: the module that named it was exchanged for one without hook "
+                    "sites. Make that a subclass of `othello_gpt.hooks.Tapped` with the same taps, or choose "
+                    "other sites."
+                )
             self.hooks[site], module.sites[name] = hooks, _calls(hooks, self.point(site))
         else:
             del self.hooks[site]
-            module.sites.pop(name, None)  # another module may stand there by now
+            if module is not None:
+                module.sites.pop(name, None)  # another module may stand there by now
 
     @contextmanager
     def attached(self, hooks: Iterable[tuple[str, Hook]]) -> Iterator[None]:
         """Attaches (full name, hook) pairs after those already there, and detaches them on leaving."""
         added = list(hooks)
-        for site, hook in added:
-            self.add(site, hook)
+        self.add(added)
         try:
             yield
         finally:
@@ -173,7 +181,8 @@ class HookHandle:
 def _with_gradient_hooks(sites: Sites, value: Tensor, *, hook: HookPoint) -> Tensor:
     """The same value, whose gradient the hooks see, in order, when somebody calls `.backward()` on this run.
 
-    It is a tensor of its own, so that its gradient counts what comes after this site and nothing else.
+    It is a tensor of its own, so that its gradient counts what comes after this site and nothing else. The
+    hooks get a copy of that, since autograd may hand one gradient to several tensors.
     """
     if not torch.is_grad_enabled():
         raise RuntimeError(
@@ -181,7 +190,7 @@ def _with_gradient_hooks(sites: Sites, value: Tensor, *, hook: HookPoint) -> Ten
             "Run the model outside `torch.no_grad()`."
         )
     own = value.view_as(value) if value.requires_grad else value.detach().requires_grad_().clone()
-    own.register_hook(partial(sites.tap, hook.name))
+    own.register_hook(lambda gradient: sites.tap(hook.name, gradient.clone()))
     return own
 
 
@@ -224,13 +233,17 @@ class Tapped(nn.Module):
         return site in self.sites
 
 
-def _submodule(root: nn.Module, path: str) -> Tapped | None:
+def _place(root: Tapped, site: str) -> tuple[Tapped | None, str]:
+    """The module that taps a site, None if it is there no more, and the literal of the tap."""
+    *path, name = site.split(".")
+    if not path or path[0] not in root._modules:
+        return root, site  # the root names some of its sites with a dot
     module: Any = root
-    for part in path.split(".") if path else ():
+    for part in path:
         module = module._modules.get(part)
         if module is None:
-            return None
-    return module if isinstance(module, Tapped) else None
+            return None, name
+    return (module if isinstance(module, Tapped) else None), name
 
 
 def _tapped(root: nn.Module) -> Iterator[tuple[str, Tapped]]:

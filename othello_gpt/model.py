@@ -344,6 +344,9 @@ class OthelloGPT(Tapped):
             keepers = [Hook(keep)] + [Hook(keep_grad, backward=True)] * (grad_of is not None)
             with self.registry.attached((site, hook) for site in sites for hook in keepers):
                 logits = self(tokens, **options)
+            last = next(reversed(kept), "")
+            if detach and last.endswith(("hook_resid_post", "unembed.hook_out")):
+                kept[last] = kept[last].clone()  # the run may return it, for the caller to edit
             if grad_of is not None:
                 grad_of(logits).backward()
         return logits, ActivationCache(kept, self.cfg.n_layers)
@@ -359,7 +362,7 @@ class OthelloGPT(Tapped):
                 gradients flow back through it, with the gradient of all that the activation feeds.
 
         Raises:
-            UnknownSite: a name is no site of this model; nothing is attached then.
+            UnknownSite: a name is no site of this model, or no longer; nothing is attached then.
             ValueError: a predicate holds for no site.
         """
         pairs = [(which, Hook(fn)) for which, fn in fwd_hooks]
@@ -388,8 +391,7 @@ class OthelloGPT(Tapped):
         """
         _check_direction(dir, ("fwd", "bwd"))
         attached = Hook(hook, dir == "bwd", is_permanent, level)
-        for site in self._sites(name):
-            self.registry.add(site, attached, prepend)
+        self.registry.add([(site, attached) for site in self._sites(name)], prepend)
         return HookHandle(self.registry, attached)
 
     def reset_hooks(
@@ -475,7 +477,7 @@ class OthelloGPT(Tapped):
                 f"(batch, up to {n_ctx}, {d_model}) {self.dtype}, but it is {kind(resid)}. "
                 "`model(tokens, stop_at_layer=...)` makes one."
             )
-        return resid
+        return resid.clone() if self.registry.hooks else resid  # hooks may edit it in place
 
     def _checked_range(self, start: int | None, stop: int | None) -> tuple[int, int]:
         n_layers = self.cfg.n_layers

@@ -69,3 +69,14 @@ def test_resampled_values_are_one_game_for_all_sites():
 
     assert torch.equal(drawn["b"], drawn["a"] * 10)
     assert len(set(drawn["a"].tolist())) > 3
+
+
+def test_no_game_is_resampled_by_itself():
+    """Every other one is drawn about equally often."""
+    values = {"a": torch.arange(5.0)}
+    drawn = torch.stack([resampled_values(values, 5, seed)["a"] for seed in range(300)])
+
+    for game, of_game in enumerate(drawn.T):
+        counts = of_game.long().bincount(minlength=5)
+        assert counts[game] == 0
+        assert (counts > 45).sum() == 4

@@ -69,6 +69,24 @@ def test_no_later_hook_changes_what_was_kept(number):
     assert (cache[site] == 7).all()
 
 
+@torch.no_grad()
+def test_nothing_done_with_a_run_later_changes_its_cache():
+    """Neither a run that goes on from a kept stream under a hook, nor an edit of what the run returned."""
+    model = random_model(SMALL)
+    _, plain = model.run_with_cache(TOKENS)
+    plain = {name: activation.clone() for name, activation in plain.items()}
+    logits, cache = model.run_with_cache(TOKENS)
+    stream, cut = model.run_with_cache(TOKENS, stop_at_layer=1)
+    spoil = [("resid_pre1", lambda activation, hook: activation.zero_())]
+    model.run_with_hooks(cache["resid_pre", 1], spoil, start_at_layer=1)
+    logits.zero_()
+    stream.zero_()
+
+    for kept in (cache, cut):
+        for name, activation in kept.items():
+            assert torch.equal(activation, plain[name]), name
+
+
 @given(models(), token_batches(max_batch=3, max_pos=5), st.data())
 def test_selecting_equals_indexing(model, tokens, data):
     """Games by the first axis, positions by the second, or by the query axis of a pattern; axes stay."""

@@ -305,6 +305,29 @@ def test_a_returned_gradient_takes_the_place_of_the_true_one(model, tokens, data
     assert torch.allclose(grads[mid], grads[post], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("number", range(len(random_model(SMALL).hook_names)))
+def test_changing_a_gradient_in_place_equals_returning_the_change(number):
+    """It changes the gradient of that site alone: autograd hands one tensor to both terms of a sum."""
+    model = random_model(SMALL)
+    site, after = model.hook_names[number], model.hook_names[number + 1 :]
+
+    def gradients(fn):
+        model.zero_grad()
+        with model.hooks(bwd_hooks=[(site, fn)]):
+            _, kept = model.run_with_cache(TOKENS, after, grad_of=lambda lg: lg.square().sum())
+        of_weights = [p.grad for p in model.parameters() if p.grad is not None]
+        return of_weights, [kept[f"{name}_grad"] for name in after]
+
+    def spoil(gradient, hook):
+        gradient.fill_(7)
+
+    of_weights, above = gradients(spoil)
+    returned, _ = gradients(lambda gradient, hook: torch.full_like(gradient, 7))
+    _, plain = gradients(lambda gradient, hook: None)
+    for changed, expected in zip([*of_weights, *above], [*returned, *plain], strict=True):
+        assert torch.allclose(changed, expected, rtol=0, atol=1e-10), site
+
+
 def test_frozen_models_and_streams_have_gradients_too():
     """No parameter needs one for a site to have one; under `no_grad` a backward hook is an error."""
     model, grads = random_model(SMALL).requires_grad_(False), {}
@@ -337,3 +360,17 @@ def test_hooks_find_modules_that_were_put_in_later():
     model(TOKENS)
     assert len(seen) == 1
     assert model.registry.hooks == {}
+
+
+def test_a_module_without_taps_cannot_be_hooked():
+    """Hooks would never be called. None is attached, and those that were there end with their block."""
+    model = random_model(SMALL)
+    with model.hooks([("post1", lambda a, hook: None)]):
+        model.blocks[1].mlp = torch.nn.Identity()
+    for site in ("post1", "scale1ln1"):
+        with pytest.raises(KeyError, match="Make that a subclass of `othello_gpt.hooks.Tapped`"):
+            model.run_with_cache(TOKENS, ["hook_embed", site])
+        with pytest.raises(KeyError, match=f"'{get_act_name(site)}' cannot be hooked"):
+            model.add_hook(["hook_embed", site], lambda a, hook: None)
+        assert model.registry.hooks == {}
+        model.blocks[1] = torch.nn.Identity()

@@ -9,7 +9,7 @@ from model_strategies import random_model
 from test_patching import SMALL
 
 from interp.metrics import log_probability
-from interp.pairs import find_pair, find_pairs, pair_tokens, pairs_metric
+from interp.pairs import find_pair, find_pairs, pair_tokens, pairs_metric, sure_pairs
 from interp.patching import patch_sweep
 from othello_gpt import OthelloGPT, board
 from othello_gpt.games import example_pair
@@ -90,6 +90,20 @@ def test_the_metric_of_pairs_is_one_for_the_whole_stream():
 
     assert len(pairs) > 5
     assert torch.allclose(effects[:, -1], torch.ones(len(pairs)).double(), rtol=0, atol=1e-8)
+
+
+def test_sure_pairs_are_the_nearest_boards_and_the_model_sees_the_difference():
+    """Of all that the random games give, and each of more than a nat."""
+    model = OthelloGPT.from_pretrained()
+    ranked = find_pairs(model, board.random_games(24, seed=1), (16, 21, 26))
+    sure = [each for each in ranked if each.drop > 1]
+    pairs = sure_pairs(model, 6)
+
+    assert len(pairs) == 6 < len(sure)
+    for pair, expected in zip(pairs, sure, strict=False):
+        assert all(map(np.array_equal, pair, expected.pair))
+    with pytest.raises(ValueError, match="no pair was found in 0 games: average over more"):
+        sure_pairs(model, 0)
 
 
 def test_no_pair_comes_twice():

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_strategies import models, random_model, token_batches
 from reference_model import fixture_model, load_fixture
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from interp import rows
 from interp.ablation import ablation_sweep, last_values
@@ -29,6 +30,7 @@ from interp.patching import (
     onto,
     patch_grid,
     patch_sweep,
+    patch_sweep_by_rank,
     patch_together,
     patching_metric,
 )
@@ -133,6 +135,33 @@ def test_rows_stay_within_the_memory(monkeypatch):
         model, many, CORRUPTED.repeat(40, 1), log_probability(7), ["z"], within, memory=memory
     )
     assert max(seen) <= 300
+
+
+class LargestTensor(TorchDispatchMode):
+    """Bytes of the largest tensor that is made meanwhile, views aside of one that was there."""
+
+    def __init__(self, given):
+        super().__init__()
+        self.given, self.nbytes = given.data_ptr(), 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            storage = made.untyped_storage()
+            if storage.data_ptr() != self.given:
+                self.nbytes = max(self.nbytes, storage.nbytes())
+        return made
+
+
+def test_subspaces_are_not_copied():
+    """However many there are, the memory is that of the rows."""
+    model = random_model(GPTConfig(n_layers=2, d_model=64, n_heads=2, d_head=4, d_mlp=16))
+    within = torch.eye(64, dtype=torch.float64).repeat(100, 1, 1)
+    memory = within.nbytes // 2
+    with LargestTensor(within) as largest:
+        patch_sweep(model, CLEAN, CORRUPTED, log_probability(7), within=within, memory=memory)
+
+    assert 0 < largest.nbytes < memory
 
 
 @settings(max_examples=10)
@@ -248,9 +277,14 @@ def test_patches_together_equal_a_hooked_run_of_each(model, tokens, data):
 
 
 def test_patterns_are_patched_at_the_query():
-    """Of one head or of all; a game may come with its batch axis."""
+    """Of one head or of all, by any of the site's names; a game may come with its batch axis."""
     model, metric = random_model(SMALL), log_probability(7)
-    for site, head in (("pattern", None), ("attn_scores", 1)):
+    for site, head in (
+        ("pattern", None),
+        ("attn_scores", 1),
+        ("attn", 1),
+        ("blocks.1.attn.hook_pattern", 0),
+    ):
         patch, heads = Patch(site, 1, 2, head), slice(None) if head is None else head
         effect = patch_together(model, CLEAN, CORRUPTED, metric, [[patch]])
         _, cache = model.run_with_cache(CLEAN)
@@ -469,9 +503,10 @@ def test_the_cache_of_other_games_is_an_error():
     _, cache = model.run_with_cache(CLEAN[:, :2])
     with pytest.raises(ValueError, match="holds 1 games of 2 positions, but the pairs are 1 of 3"):
         patch_sweep(model, CLEAN, CORRUPTED, last_log_prob, clean_cache=cache)
-    _, cache = model.run_with_cache(CLEAN)
-    with pytest.raises(ValueError, match="is of other games than `clean`"):
-        patch_sweep(model, CORRUPTED, CLEAN, last_log_prob, clean_cache=cache)
+    for names in (None, lambda name: name.endswith(("hook_k", "hook_v", "_out"))):
+        _, cache = model.run_with_cache(CLEAN, names)
+        with pytest.raises(ValueError, match="is of other games than `clean`"):
+            patch_sweep(model, CORRUPTED, CLEAN, last_log_prob, clean_cache=cache)
 
 
 def test_values_of_other_pairs_are_an_error():
@@ -486,6 +521,11 @@ def test_values_of_other_pairs_are_an_error():
     for sweep in sweeps:
         with pytest.raises(ValueError, match="made for 3 pairs, but 2 are swept"):
             sweep()
+    with pytest.raises(ValueError, match="made for 3 pairs, but 1 are swept"):
+        patch_together(model, CLEAN, CORRUPTED, metric, [[]])
+    for called, logits in ((metric, model(CLEAN)), (log_probability(1), model(clean))):
+        with pytest.raises(ValueError, match="a call scores one run of one pair: use `rows`"):
+            called(logits)
     values = last_values(model, [CLEAN[0]] * 3)
     with pytest.raises(ValueError, match="`values` are of 3 games, but 2 are swept"):
         ablation_sweep(model, clean, last_log_prob, values=values)
@@ -499,6 +539,52 @@ def test_the_slower_road_takes_two_games_of_equal_length():
         patch_together(model, CLEAN, CORRUPTED[:, :2], last_log_prob, [[]])
     with pytest.raises(ValueError, match="one game is wanted"):
         patch_grid(model, games, games, last_log_prob)
+
+
+@pytest.mark.parametrize(
+    ("patch", "message"),
+    [
+        (Patch("blocks.0.hook_attn_out", 1, 2), "is no site of block 1, where the run would start"),
+        (Patch("hook_embed", 0, 2), "'resid_pre' of block 0 stands for the embeddings"),
+        (Patch("attn_out", 0, 2, 1), "'attn_out' has no heads or neurons, but `part` is 1"),
+        (Patch("embed", 0, 2), "no hook site named 'blocks.0.hook_embed'"),
+    ],
+)
+def test_a_patch_that_would_do_nothing_or_half_is_an_error(patch, message):
+    """A site outside the block that is named with it, and parts where there are none."""
+    with pytest.raises((ValueError, KeyError), match=message):
+        patch_together(random_model(SMALL), CLEAN, CORRUPTED, last_log_prob, [[patch]])
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_directions_in_place_of_a_projection_are_an_error():
+    """They would be spread over the whole stream without a word."""
+    model, direction = random_model(SMALL), torch.randn(8, 1, dtype=torch.float64)
+    for sweep in (patch_sweep, attribution_sweep):
+        with pytest.raises(ValueError, match=r"a projection is \(8, 8\): make one .* with `onto`"):
+            sweep(model, CLEAN, CORRUPTED, log_probability(7), within=direction)
+
+
+def test_a_sweep_of_one_rank_is_the_sweep():
+    """In its shape and its errors too; a cache, of which every rank would need a part, is refused."""
+    model, metric = random_model(SMALL), log_probability(7)
+    shared = patch_sweep_by_rank(model, CLEAN, CORRUPTED, metric)
+    for site, effects in patch_sweep(model, CLEAN, CORRUPTED, metric).items():
+        assert torch.equal(shared[site], effects)
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        patch_sweep_by_rank(model, [CLEAN[0]], [CORRUPTED[0]] * 2, metric)
+    _, cache = model.run_with_cache(CLEAN)
+    with pytest.raises(ValueError, match="leave `clean_cache` out"):
+        patch_sweep_by_rank(model, CLEAN, CORRUPTED, metric, clean_cache=cache)
+
+
+def test_runs_that_differ_by_rounding_have_nothing_to_recover():
+    """One game, alone and in a batch: in float32 its logits differ in their last bits."""
+    model, game = OthelloGPT.from_pretrained(), games_to_tokens(example_pair().clean[None])
+    alone, batched = (last_logits(model, list(game) * n)[:1] for n in (1, 16))
+    for token in range(1, 61):
+        with pytest.raises(ValueError, match=f"token {token} has log-probability .* in both runs"):
+            patching_metric(alone, batched, token)
 
 
 def test_a_hooked_model_is_refused():

@@ -1,11 +1,14 @@
 """The story of a pair: its figures equal what the calls give, and the text tells them."""
 
+import numpy as np
 import pytest
 import torch
 from model_strategies import random_model
 
 from interp import report
 from interp.arena import calculate_attn_and_mlp_probe_score_contributions
+from interp.gradients import attribution_sweep
+from interp.pairs import pair_tokens, pairs_metric, sure_pairs
 from interp.patching import patch_sweep, patching_metric
 from interp.playback import playback
 from interp.probes import fit_probes
@@ -68,6 +71,23 @@ def test_averages_are_of_the_pairs_that_they_name(story):
         assert ((low <= mean) & (mean <= high)).all()
         line = f"{site:9} 5: {mean[5].item():z6.3f} ({low[5].item():z.3f} to {high[5].item():z.3f})"
         assert line in summary(story)
+
+
+def test_the_estimate_is_told_beside_the_exact_sweep(story):
+    """Attribution patching over the same pairs: its correlation and its worst error, computed again."""
+    model = OthelloGPT.from_pretrained()
+    pairs = sure_pairs(model, 12)
+    clean, corrupted, _ = pair_tokens(pairs)
+    metric = pairs_metric(model, pairs)
+    exact = patch_sweep(model, clean, corrupted, metric)
+    estimated = attribution_sweep(model, clean, corrupted, metric)
+    for site, (correlation, worst_error) in story.agreements.items():
+        a, b = exact[site].flatten().double(), estimated[site].flatten().double()
+        assert correlation == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-4)
+        assert worst_error == pytest.approx((a - b).abs().max().item(), abs=1e-4)
+        words = f"{site} correlation {correlation:.2f}, worst error {worst_error:.2f}"
+        assert words in summary(story)
+        assert words in report.page(story)
 
 
 def test_each_probe_of_a_playback_reads_its_own_layer():
