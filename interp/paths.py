@@ -69,12 +69,8 @@ def path_sweep(
         Effects [pair receiver layer *part] for each sender's site, without the pair axis for one pair given
         as a tensor; the layer is the sender's, and "embed" has none.
     """
-    pairs, senders = checked_pairs(model, clean, corrupted), _checked_senders(senders)
-    names = [f"{kind}{layer}" for layer in range(model.cfg.n_layers) for kind in ("attn", "mlp")]
-    effects = {
-        site: torch.full((len(pairs), len(names) + 1, *size), torch.nan, dtype=model.dtype)
-        for site, size in sizes(model, senders).items()
-    }
+    pairs, senders = checked_pairs(model, clean, corrupted), checked_senders(senders)
+    effects = empty_effects(model, len(pairs), senders)
     if isinstance(metric, LastMetric):
         metric.check(len(pairs))
     for some, max_rows in chunks(model, [game for _, game in pairs], memory):
@@ -86,8 +82,7 @@ def path_sweep(
             for branch, parts, own in batch.of_each(found):
                 site, layer, receiver = branch.key
                 effects[site][some, receiver, layer, parts] = own
-    shaped = {site: _shaped(site, e, is_one(clean)).to(model.device) for site, e in effects.items()}
-    return Paths((*names, "logits"), shaped)
+    return shaped_paths(model, effects, is_one(clean))
 
 
 def _paths(
@@ -145,7 +140,7 @@ def direct_effects(
     Returns:
         For each sender's site [pair layer *part *direction], as for `patch_sweep`.
     """
-    pairs, senders = checked_pairs(model, clean, corrupted), _checked_senders(senders)
+    pairs, senders = checked_pairs(model, clean, corrupted), checked_senders(senders)
     columns = directions.reshape(len(directions), -1)
     results = empty_results(model, len(pairs), senders, columns.shape[1])
     for some, max_rows in chunks(model, [game for _, game in pairs], memory):
@@ -165,16 +160,33 @@ def direct_effects(
     return shaped_results(results, as_subspaces, is_one(clean), model.device)
 
 
-def _shaped(site: str, effects: Float[Tensor, "pair receiver layer part"], one: bool) -> Tensor:
-    """Without the axes that the site or the call does not have."""
-    if site not in PARTED:
-        effects = effects.squeeze(3)
-    if site == "embed":
-        effects = effects.squeeze(2)
-    return effects[0] if one else effects
+def empty_effects(
+    model: OthelloGPT, n_pairs: int, senders: Iterable[str]
+) -> dict[str, Float[Tensor, "pair receiver layer part"]]:
+    """Room for the effects of every path, on the CPU, nan so far."""
+    n_receivers = 2 * model.cfg.n_layers + 1
+    return {
+        site: torch.full((n_pairs, n_receivers, *size), torch.nan, dtype=model.dtype)
+        for site, size in sizes(model, senders).items()
+    }
 
 
-def _checked_senders(senders: Iterable[str]) -> tuple[str, ...]:
+def shaped_paths(
+    model: OthelloGPT, effects: dict[str, Float[Tensor, "pair receiver layer part"]], one: bool
+) -> Paths:
+    """The effects without the axes that a site or the call does not have."""
+    names = [f"{kind}{layer}" for layer in range(model.cfg.n_layers) for kind in ("attn", "mlp")]
+    shaped = {}
+    for site, effect in effects.items():
+        if site not in PARTED:
+            effect = effect.squeeze(3)
+        if site == "embed":
+            effect = effect.squeeze(2)
+        shaped[site] = (effect[0] if one else effect).to(model.device)
+    return Paths((*names, "logits"), shaped)
+
+
+def checked_senders(senders: Iterable[str]) -> tuple[str, ...]:
     senders = checked_sites(senders)
     if streams := [site for site in senders if site.startswith("resid")]:
         raise ValueError(

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_strategies import models, random_model
 from test_patching import CLEAN, CORRUPTED, SMALL, last_log_prob, pairs
+from test_paths import SENDERS, plain_path
 
-from interp.gradients import attribution_sweep
+from interp.gradients import attribution_paths, attribution_sweep
 from interp.metrics import log_probability
 from interp.patching import SITES, onto, patch_sweep
 
@@ -47,6 +48,45 @@ def test_estimates_within_subspaces_add_up(model, games):
         for site in SITES:
             total = (parts[site][i] - plain).sum(-1)
             assert torch.allclose(total, whole[site][i] - plain, rtol=0, atol=1e-9), site
+
+
+@settings(max_examples=10)
+@given(models(), pairs(max_pairs=2), st.integers(1, 2**17))
+def test_estimated_paths_add_up_to_the_estimated_patch(model, games, memory):
+    """Whatever reads a sender's change reads it from the stream."""
+    clean, corrupted = games
+    metric = log_probability(torch.arange(len(clean)))
+    paths = attribution_paths(model, clean, corrupted, metric, SENDERS, memory=memory)
+    whole = attribution_sweep(model, clean, corrupted, metric, SENDERS)
+    for i, game in enumerate(corrupted):
+        plain = log_probability(i)(model(game)).detach()
+        for site in SENDERS:
+            total = (paths.effects[site][i] - plain).nansum(0)
+            assert torch.allclose(total, whole[site][i] - plain, rtol=0, atol=1e-9), site
+
+
+@settings(max_examples=4)
+@given(models(), pairs(max_pairs=1, max_pos=4), st.data())
+def test_an_estimated_path_is_the_derivative_of_the_path(model, games, data):
+    """A thousandth of the sender's change, read by the receiver, moves the metric by a thousandth of the estimate."""
+    (clean,), (corrupted,) = games
+    metric, small = log_probability(3), 1e-4
+    paths = attribution_paths(model, clean[None], corrupted[None], metric, SENDERS)
+    plain = metric(model(corrupted)).detach()
+    for site in SENDERS:
+        known = paths.effects[site].isfinite().nonzero().tolist()
+        receiver, *where = data.draw(st.sampled_from(known), label=site)
+        layer, *part = where or [0]
+        name = paths.receivers[receiver]
+        forth, back = (
+            plain_path(
+                model, clean, corrupted, metric, site, layer, part[0] if part else ..., name, scale
+            )
+            for scale in (small, -small)
+        )
+        slope = (forth - back) / (2 * small)
+        estimate = paths.effects[site][(receiver, *where)] - plain
+        assert (estimate - slope).abs() < 1e-4 * (1 + slope.abs()), (site, name)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -14,12 +14,12 @@ SENDERS = ("embed", "attn_out", "z", "mlp_out", "post")
 
 
 @torch.no_grad()
-def plain_path(model, clean, corrupted, metric, site, layer, part, receiver):
-    """One path by hooks: the sender's change of the stream reaches one receiver, whose write goes on."""
+def plain_path(model, clean, corrupted, metric, site, layer, part, receiver, scale=1.0):
+    """One path by hooks: the sender's change of the stream, scaled, reaches one receiver, whose write goes on."""
     _, clean_cache = model.run_with_cache(clean)
     _, cache = model.run_with_cache(corrupted)
     name = site_name(site, layer)
-    change = (clean_cache[name] - cache[name])[0, -1][part]
+    change = scale * (clean_cache[name] - cache[name])[0, -1][part]
     block = model.blocks[layer]
     if site == "z":
         change = change @ block.attn.W_O[part]
