@@ -108,8 +108,8 @@ def probe_accuracy(
         positions: which positions count; the published figures are of `slice(5, 54)`.
 
     Raises:
-        ValueError: no games, positions or probes, a probe whose target nobody knows or has other classes, or which
-            does not read this model's residual stream.
+        ValueError: no games, positions or probes, two targets of one name, a probe whose target nobody knows or has
+            other classes, or which does not read this model's residual stream.
     """
     asked = [_target_of(probe, targets) for probe in probes]
     check_reads(probes, model)

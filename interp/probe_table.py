@@ -10,7 +10,7 @@ from torch import Tensor
 from interp.probe_scores import majority_baseline, probe_accuracy
 from interp.probe_training import Games, fit_probes, train_probes
 from interp.probe_types import Probe
-from interp.targets import MINE, Target, shuffled
+from interp.targets import MINE, Target, check_names, shuffled
 from othello_gpt import OthelloGPT
 from othello_gpt.bootstrap import Estimate
 
@@ -65,7 +65,11 @@ def probe_table(
 
     Args:
         hidden: the size of a hidden layer, to add two-layer probes; None for none.
+
+    Raises:
+        ValueError: two targets of one name, or what `fit_probes` and `train_probes` refuse.
     """
+    check_names(targets)
     n = len(targets)
     with torch.random.fork_rng():
         torch.manual_seed(0)
