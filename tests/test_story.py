@@ -60,6 +60,17 @@ def test_what_layers_write_is_what_the_exercise_calls_give(story):
         )
 
 
+def test_the_turned_disc_is_the_one_of_which_the_probe_is_surest(story):
+    """By its logits, bias included: of all discs that the last move turned, the widest margin, which is the score."""
+    probe = shipped_probes()[story.last_layer]
+    _, cache = OthelloGPT.from_pretrained().run_with_cache(games_to_tokens(story.pair.clean[None]))
+    logits = probe.logits(cache["resid_post", probe.layer][0, -1])
+    margin = (logits[..., 2] - logits[..., 1])[torch.from_numpy(story.record.flipped[-1])]
+
+    assert story.score == pytest.approx(margin[margin.abs().argmax()].item(), abs=1e-4)
+    assert story.written.gap < 1e-3
+
+
 def test_averages_are_of_the_pairs_that_they_name(story):
     """Within their intervals, one entry a layer, and the same in the text."""
     assert 3 <= story.n_pairs <= 12
