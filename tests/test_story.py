@@ -1,5 +1,7 @@
 """The story of a pair: its figures equal what the calls give, and the text tells them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from model_strategies import random_model
@@ -89,6 +91,18 @@ def test_each_probe_of_a_playback_reads_its_own_layer():
         belief = PROBES[row].probabilities(cache[site][0, : len(played.squares)])
         assert torch.allclose(played.believed[:, row], belief[..., 2] - belief[..., 1])
     assert played.believers == ("embeddings", "layer 0", "layer 1")
+
+
+def test_a_playback_takes_only_probes_that_read_its_board():
+    """Neither those of another stream, nor of black and white."""
+    centred = replace(PROBES[0], space="centred")
+    black = replace(PROBES[0], classes=("empty", "white", "black"), target="black")
+    for probe, message in (
+        (centred, "reads the centred residual stream, but this model's is raw"),
+        (black, "reads empty, white, black: give one of empty, theirs, mine"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            playback(TINY, [probe], example_game())
 
 
 def test_a_story_needs_the_probes_of_all_layers_in_order():
