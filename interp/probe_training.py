@@ -26,6 +26,7 @@ from interp.probe_types import LinearProbe, Probe, TwoLayerProbe, stream_space
 from interp.targets import MINE, Target
 from othello_gpt import OthelloGPT, board
 from othello_gpt.games import games_to_tokens
+from othello_gpt.vocab import square_to_label
 
 EVERYWHERE = slice(None)
 Games = Int[Tensor, "_game _ply"] | Int[ndarray, "_game _ply"]  # squares, -1 after a game's end
@@ -40,6 +41,20 @@ class Labelled(NamedTuple):
     pos: Int[Tensor, " n"]
 
 
+def as_games(squares: Games) -> Int[Tensor, "game ply"]:
+    """The games as a tensor.
+
+    Raises:
+        ValueError: not one row a game.
+    """
+    squares = torch.as_tensor(squares)
+    if squares.ndim != 2:
+        raise ValueError(
+            f"games are of shape {tuple(squares.shape)}, but must be [game ply]: give one alone as `squares[None]`."
+        )
+    return squares
+
+
 @torch.no_grad()
 def labelled_activations(
     model: OthelloGPT,
@@ -51,7 +66,7 @@ def labelled_activations(
     """The residual stream after each of `layers` (-1: the embeddings), and what the targets say of it.
 
     Raises:
-        ValueError: activations that are not finite; names the layer, game and position.
+        ValueError: activations that are not finite; names the layer and the moves that lead there.
     """
     record = board.play(squares.numpy())
     counted = torch.from_numpy(record.to_move[:, : model.cfg.n_ctx] != 0)
@@ -63,8 +78,9 @@ def labelled_activations(
     finite = resid.isfinite().all(-1)
     if not finite.all():
         layer, n = (~finite).nonzero()[0].tolist()
+        moves = map(square_to_label, squares[game[n], : pos[n] + 1].tolist())
         raise ValueError(
-            f"activations after layer {layers[layer]} are not finite at game {game[n]}, pos {pos[n]}: "
+            f"activations after layer {layers[layer]} are not finite after the moves {' '.join(moves)}: "
             "look for NaN or overflow in the model's weights."
         )
     labels = tuple(target(record)[game, pos].to(resid.device) for target in targets)
@@ -110,7 +126,7 @@ def fit_probes(
 
     Source: Fisher 1936; Hastie, Tibshirani and Friedman, "Elements of Statistical Learning", section 4.3.
     """
-    squares = torch.as_tensor(squares)
+    squares = as_games(squares)
     layers = _checked(model, squares, layers)
     moments = _moments(model, squares, layers, targets, positions, batch_size, progress)
     space = stream_space(model)
@@ -231,7 +247,7 @@ def train_probes(
     Raises:
         ValueError: no games, positions, layers or epochs, unknown layers, or activations that are not finite.
     """
-    squares = torch.as_tensor(squares)
+    squares = as_games(squares)
     layers = _checked(model, squares, layers)
     if epochs < 1:
         raise ValueError(f"`epochs` is {epochs}: give 1 or more.")

@@ -18,12 +18,13 @@ from interp.probes import (
     Target,
     fit_probes,
     labelled_activations,
+    majority_baseline,
     probe_accuracy,
     train_probes,
 )
 from othello_gpt import GPTConfig, OthelloGPT, board
 from othello_gpt.games import games_to_tokens
-from othello_gpt.vocab import token_to_square
+from othello_gpt.vocab import square_to_token, token_to_square
 
 SMALL = GPTConfig(n_layers=2, d_model=16, n_heads=2, d_head=4, d_mlp=16)
 PLANTED = GPTConfig(n_layers=1, d_model=136, n_heads=1, d_head=4, d_mlp=4)
@@ -198,9 +199,34 @@ def test_wrong_games_layers_and_activations_are_refused():
     with torch.no_grad():
         model.blocks[1].mlp.b_out[0] = torch.nan
     with pytest.raises(
-        ValueError, match="after layer 1 are not finite at game 0, pos 0: look for NaN"
+        ValueError, match="after layer 1 are not finite after the moves [A-H][0-7]: look for NaN"
     ):
         fit_probes(model, GAMES)
+
+
+def test_the_moves_are_told_after_which_activations_are_not_finite():
+    """Whatever the batch: here those of game 7, the only one to open so."""
+    model, squares = random_model(SMALL), torch.full((9, 3), -1)
+    squares[:, 0] = 19
+    squares[7, :2] = torch.tensor([19, 18])
+    with torch.no_grad():
+        model.W_E[square_to_token(18)] = torch.nan
+    with pytest.raises(ValueError, match="not finite after the moves C3 C2: look"):
+        fit_probes(model, squares, batch_size=2)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_one_game_needs_its_axis():
+    """As a row of its own."""
+    model = random_model(SMALL)
+    for take in (
+        lambda game: fit_probes(model, game),
+        lambda game: train_probes(model, game),
+        lambda game: majority_baseline(model, GAMES, game),
+        lambda game: probe_accuracy(model, fit_probes(model, GAMES[:2]), game),
+    ):
+        with pytest.raises(ValueError, match=r"of shape \(60,\), but .* as `squares\[None\]`"):
+            take(GAMES[0])
 
 
 @pytest.mark.slow
