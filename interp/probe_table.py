@@ -74,14 +74,17 @@ def probe_table(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         untrained = OthelloGPT(model.cfg).to(model.device, model.dtype)
+    trained = None
+    if hidden is not None:
+        # small steps: larger ones find more of `black`, but leave two layers of `mine` just below one
+        trained = train_probes(
+            model, squares, targets=targets, hidden=hidden, epochs=4, lr=1e-3, progress=progress
+        )
     both = [*targets, *map(shuffled, targets)]
     fitted = fit_probes(model, squares, targets=both, progress=progress)
     half = len(fitted) // 2
     rows = _rows("linear", model, fitted[:half], held_out, targets)
-    if hidden is not None:
-        trained = train_probes(
-            model, squares, targets=targets, hidden=hidden, epochs=4, lr=1e-2, progress=progress
-        )
+    if trained is not None:
         rows += _rows("two layers", model, trained, held_out, targets)
     rows += _rows("shuffled", model, fitted[half:], held_out, targets)
     fitted = fit_probes(untrained, squares, targets=targets, progress=progress)
