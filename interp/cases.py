@@ -53,16 +53,27 @@ def make_cases(
     """The cases in which `square` becomes `colour` (+1 black, -1 white, 0 empty) after each game.
 
     Raises:
-        ValueError: no cases, a colour that is none, a game that is over, or an edit that changes nothing.
+        ValueError: no cases, other numbers of games, squares and colours, a square or colour that is none, a game
+            that is not legal or is over, or an edit that changes nothing.
     """
+    squares, square, colour = map(np.asarray, (squares, square, colour))
     if not len(squares):
         raise ValueError("there are no cases: give at least one game, square and colour.")
+    if square.shape != (len(squares),) or colour.shape != (len(squares),):
+        raise ValueError(
+            f"there are {len(squares)} games, but `square` is of shape {square.shape} and `colour` of "
+            f"{colour.shape}: give one square and one colour a game."
+        )
+    if (outside := (square < 0) | (square > 63)).any():
+        raise ValueError(
+            f"case {outside.argmax()}: the square is {square[outside.argmax()]}, but must be 0 to 63."
+        )
     if (unknown := ~np.isin(colour, (-1, 0, 1))).any():
         raise ValueError(
             f"case {unknown.argmax()}: the colour is {colour[unknown.argmax()]}, but must be +1 (black), -1 (white) "
             "or 0 (empty)."
         )
-    squares, case = np.asarray(squares, dtype=np.int8), np.arange(len(squares))
+    case = np.arange(len(squares))
     record, last = board.play(squares), (squares >= 0).sum(1) - 1
     before, to_move = record.state[case, last], record.to_move[case, last]
     after = before.copy()
@@ -76,7 +87,7 @@ def make_cases(
         label = square_to_label(int(square[same.argmax()]))
         raise ValueError(f"case {same.argmax()}: {label} holds that colour already; give another.")
     legal = (board.legal_moves(boards, to_move) for boards in (before, after))
-    return Cases(squares, square, last, to_move, before, after, *legal)
+    return Cases(squares.astype(np.int8), square, last, to_move, before, after, *legal)
 
 
 def published_cases(path: str | Path) -> Cases:
@@ -111,8 +122,8 @@ def published_cases(path: str | Path) -> Cases:
     return cases
 
 
-def _padded(histories: Sequence[Sequence[int]]) -> Int8[ndarray, "case ply"]:
-    squares = np.full((len(histories), max(map(len, histories), default=0)), -1, dtype=np.int8)
+def _padded(histories: Sequence[Sequence[int]]) -> Int[ndarray, "case ply"]:
+    squares = np.full((len(histories), max(map(len, histories), default=0)), -1)
     for row, history in zip(squares, histories, strict=True):
         row[: len(history)] = history
     return squares

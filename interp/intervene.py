@@ -19,8 +19,7 @@ from torch import Tensor
 
 from interp.cases import Cases, make_cases
 from interp.probe_training import labelled_activations, resid_site
-from interp.probe_types import LinearProbe, Probe, check_reads
-from interp.targets import MINE
+from interp.probe_types import LinearProbe, Probe, check_reads_mine
 from othello_gpt import OthelloGPT, board
 from othello_gpt.games import games_to_tokens
 from othello_gpt.vocab import square_to_token
@@ -230,21 +229,30 @@ def run_edited(
 ) -> EditedRun:
     """Runs the model on every case, with its last position edited by the preset (None: not at all).
 
-    Cases of like length share a batch, in their order: two that follow each other stay together.
+    Cases of like length share a batch, in their order: of an even `batch_size`, pairs of one game stay together.
 
     Args:
         probes: of empty, theirs and mine, for every layer that the preset needs.
 
     Raises:
-        ValueError: a probe that is missing, asks something else, or does not read this model's stream, or two of
-            one layer.
+        ValueError: no cases, a probe that is missing, asks something else, or does not read this model's stream, two
+            of one layer, or logits that are not finite.
     """
+    if not len(cases):
+        raise ValueError("there are no cases: give at least one.")
     by_layer = _by_layer(model, preset, probes)
     order = cases.last.argsort(kind="stable")
     batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
     runs = [_run_batch(model, cases.select(batch), preset, by_layer) for batch in batches]
     back = torch.as_tensor(order.argsort(), device=model.device)
-    return EditedRun(*(torch.cat(parts)[back] for parts in zip(*runs, strict=True)))
+    run = EditedRun(*(torch.cat(parts)[back] for parts in zip(*runs, strict=True)))
+    finite = run.logits.isfinite().all(-1)
+    if not finite.all():
+        raise ValueError(
+            f"the logits of case {finite.int().argmin()} are not finite: look for NaN or overflow in the model, the "
+            "probes and the edit."
+        )
+    return run
 
 
 def _run_batch(
@@ -282,13 +290,7 @@ def _by_layer(
         raise ValueError(
             f"the preset needs probes of layers {missing}, but `probes` has those of {sorted(by_layer)}."
         )
-    check_reads(probes, model)
-    for probe in probes:
-        if probe.classes != MINE.classes:
-            raise ValueError(
-                f"a probe of layer {probe.layer} reads {', '.join(probe.classes)}, but edits need probes of "
-                f"{', '.join(MINE.classes)}."
-            )
+    check_reads_mine(probes, model)
     return by_layer
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from interp.attribution import direct_logit_attribution
 from interp.probe_training import resid_site
+from interp.probe_types import check_reads_mine
 from interp.probes import LinearProbe
 from othello_gpt import ActivationCache, OthelloGPT, board
 from othello_gpt.games import games_to_tokens
@@ -44,10 +45,14 @@ def playback(
     """Follows one game.
 
     Args:
-        probes: of any layers, -1 (the embeddings) among them.
+        probes: of empty, theirs and mine, of any layers, -1 (the embeddings) among them.
         squares: the game; the model sees 59 moves at most.
         tokens: by ply, the move whose logit is split there.
+
+    Raises:
+        ValueError: a probe that asks something else, or does not read this model's stream.
     """
+    check_reads_mine(probes, model)
     record = board.play(squares)
     n = int((record.to_move[: model.cfg.n_ctx] != 0).sum())
     record, squares = board.Record(*(field[:n] for field in record)), squares[:n]

@@ -55,7 +55,8 @@ def refuse_options(path: Path, **options: object) -> None:
 
 def _from_modes(stored: Tensor, path: Path, layer: int | None, mode: str | None) -> dict[str, Any]:
     """Probes stored as [mode d_model row col class], without a bias."""
-    n_modes, n_classes = (stored.shape[0], stored.shape[-1]) if stored.ndim == 5 else (0, 0)
+    is_boards = stored.ndim == 5 and stored.shape[2:4] == (8, 8)
+    n_modes, n_classes = (stored.shape[0], stored.shape[-1]) if is_boards else (0, 0)
     if mode is not None and (mode not in MODES or n_modes != 3):
         raise ValueError(
             f"`mode` is '{mode}', but must be one of {', '.join(MODES)}, of a file with three modes."
@@ -93,7 +94,8 @@ def _from_projection(
             f"'{path}' holds {', '.join(stored)}, but a linear probe has `proj.weight` and `proj.bias`, "
             f"and a two-layer probe those of `proj.0` and `proj.2`; {', '.join(sorted(missing))} is missing."
         )
-    names = classes or ("white", "empty", "black")
+    _check_shapes(path, stored, last)
+    names = classes or _named_classes(path)
     target = MINE if set(names) == set(MINE.classes) else BLACK
     if set(names) != set(target.classes):
         raise ValueError(
@@ -106,6 +108,27 @@ def _from_projection(
     layer = _known_layer(path, layer, offset=-1)
     hidden = dict(W_in=stored[first[0]].T, b_in=stored[first[1]]) if first else {}
     return hidden | _fields(W[..., by_class], b[..., by_class], layer, target, "raw")
+
+
+def _check_shapes(path: Path, stored: dict[str, Tensor], last: str) -> None:
+    width = stored[f"{last}.weight"].shape[-1:]  # of what the last layer reads
+    expected = {f"{last}.weight": (192, *width), f"{last}.bias": (192,)}
+    if last == "proj.2":
+        d_model = stored["proj.0.weight"].shape[-1:]
+        expected |= {"proj.0.weight": (*width, *d_model), "proj.0.bias": (*width,)}
+    for name, shape in expected.items():
+        if stored[name].shape != shape:
+            raise ValueError(
+                f"'{path}' holds `{name}` of shape {tuple(stored[name].shape)}, but {shape} was expected: the last "
+                "rows are 64 squares of 3 classes, and each layer fits the one before."
+            )
+
+
+def _named_classes(path: Path) -> tuple[str, ...]:
+    """Hazineh's order where the file's name says "Map_New", else Li's."""
+    if "map_new" in path.name.lower():
+        return ("mine", "empty", "theirs")
+    return ("white", "empty", "black")
 
 
 def _fields(

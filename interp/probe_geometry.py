@@ -1,6 +1,7 @@
 """How the directions of probes lie to each other: between parities, layers and probes, beside random ones."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,8 +17,11 @@ def square_cosines(
 
 
 def cosines(*directions: Float[Tensor, "d_model 8 8"]) -> Float[Tensor, "k k"]:
-    """The cosines between all squares' directions of one or several probes, 64 rows for each in order."""
-    unit = torch.cat([d.flatten(1) / d.flatten(1).norm(dim=0) for d in directions], 1)
+    """The cosines between all squares' directions of one or several probes, 64 rows for each in order.
+
+    Zero where a direction is zero, as the normalised ones of blank are in the centre.
+    """
+    unit = torch.cat([F.normalize(d.flatten(1), dim=0) for d in directions], 1)
     return unit.T @ unit
 
 
@@ -37,7 +41,16 @@ def shared_span(
 
     Returns:
         The share, and what random vectors reach: mean, and the interval that holds 95 % of the sets.
+
+    Raises:
+        ValueError: a basis that is not orthonormal.
     """
+    gap = (basis.T @ basis - torch.eye(basis.shape[1]).to(basis)).abs().max()
+    if not gap < 1e-3:
+        raise ValueError(
+            f"the columns of `basis` are not orthonormal: their products miss those by {gap:.2g}. Give "
+            "`torch.linalg.qr(basis).Q`."
+        )
     generator = torch.Generator().manual_seed(seed)
     random = torch.randn(draws, *vectors.shape, generator=generator, dtype=vectors.dtype)
     shares = torch.stack([span_fraction(each, basis).mean() for each in random])

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.probe_training import EVERYWHERE, Games, Labelled, labelled_activations
+from interp.probe_training import EVERYWHERE, Games, Labelled, as_games, labelled_activations
 from interp.probe_types import Probe, check_reads
 from interp.targets import MINE, Target, find_target
 from othello_gpt import OthelloGPT, board
@@ -108,8 +108,8 @@ def probe_accuracy(
         positions: which positions count; the published figures are of `slice(5, 54)`.
 
     Raises:
-        ValueError: no games, positions or probes, a probe whose target nobody knows or has other classes, or which
-            does not read this model's residual stream.
+        ValueError: no games, positions or probes, two targets of one name, a probe whose target nobody knows or has
+            other classes, or which does not read this model's residual stream.
     """
     asked = [_target_of(probe, targets) for probe in probes]
     check_reads(probes, model)
@@ -125,7 +125,7 @@ def probe_accuracy(
         )
         return batch, read
 
-    return _scored(predictions, torch.as_tensor(squares), asked, model.cfg.n_ctx, batch_size)
+    return _scored(predictions, as_games(squares), asked, model.cfg.n_ctx, batch_size)
 
 
 @torch.no_grad()
@@ -143,7 +143,7 @@ def majority_baseline(
 
     Source: Nanda, Lee and Wattenberg 2023, table 1, "probabilistic".
     """
-    squares, held_out = torch.as_tensor(squares), torch.as_tensor(held_out)
+    squares, held_out = as_games(squares), as_games(held_out)
     n_pos = min(squares.shape[1], model.cfg.n_ctx)
     if min(held_out.shape[1], model.cfg.n_ctx) > n_pos:
         raise ValueError(

@@ -10,7 +10,7 @@ from torch import Tensor
 from interp.probe_scores import majority_baseline, probe_accuracy
 from interp.probe_training import Games, fit_probes, train_probes
 from interp.probe_types import Probe
-from interp.targets import MINE, Target, shuffled
+from interp.targets import MINE, Target, check_names, shuffled
 from othello_gpt import OthelloGPT
 from othello_gpt.bootstrap import Estimate
 
@@ -65,19 +65,26 @@ def probe_table(
 
     Args:
         hidden: the size of a hidden layer, to add two-layer probes; None for none.
+
+    Raises:
+        ValueError: two targets of one name, or what `fit_probes` and `train_probes` refuse.
     """
+    check_names(targets)
     n = len(targets)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         untrained = OthelloGPT(model.cfg).to(model.device, model.dtype)
+    trained = None
+    if hidden is not None:
+        # small steps: larger ones find more of `black`, but leave two layers of `mine` just below one
+        trained = train_probes(
+            model, squares, targets=targets, hidden=hidden, epochs=4, lr=1e-3, progress=progress
+        )
     both = [*targets, *map(shuffled, targets)]
     fitted = fit_probes(model, squares, targets=both, progress=progress)
     half = len(fitted) // 2
     rows = _rows("linear", model, fitted[:half], held_out, targets)
-    if hidden is not None:
-        trained = train_probes(
-            model, squares, targets=targets, hidden=hidden, epochs=4, lr=1e-2, progress=progress
-        )
+    if trained is not None:
         rows += _rows("two layers", model, trained, held_out, targets)
     rows += _rows("shuffled", model, fitted[half:], held_out, targets)
     fitted = fit_probes(untrained, squares, targets=targets, progress=progress)

@@ -5,7 +5,7 @@ somebody moves counts, whoever that is: the labels follow the engine's mover. Th
 
 - `fit_probes`, in closed form: the linear discriminant, from sums of x, x x^T and x by class. No steps, no
   learning rate, and as many targets as one likes at almost the cost of one.
-- `train_probes`, by gradient: linear probes, which start from the discriminant, or two-layer ones. Activations are
+- `train_probes`, by gradient: linear or two-layer probes, which start from the discriminant. Activations are
   whitened first, so that all directions learn at one speed, and the whitening is folded into the weights.
 
 Under `torchrun`, with `torch.distributed` initialised by the caller, each rank takes its share of every batch, and
@@ -26,6 +26,7 @@ from interp.probe_types import LinearProbe, Probe, TwoLayerProbe, stream_space
 from interp.targets import MINE, Target
 from othello_gpt import OthelloGPT, board
 from othello_gpt.games import games_to_tokens
+from othello_gpt.vocab import square_to_label
 
 EVERYWHERE = slice(None)
 Games = Int[Tensor, "_game _ply"] | Int[ndarray, "_game _ply"]  # squares, -1 after a game's end
@@ -40,6 +41,20 @@ class Labelled(NamedTuple):
     pos: Int[Tensor, " n"]
 
 
+def as_games(squares: Games) -> Int[Tensor, "game ply"]:
+    """The games as a tensor.
+
+    Raises:
+        ValueError: not one row a game.
+    """
+    squares = torch.as_tensor(squares)
+    if squares.ndim != 2:
+        raise ValueError(
+            f"games are of shape {tuple(squares.shape)}, but must be [game ply]: give one alone as `squares[None]`."
+        )
+    return squares
+
+
 @torch.no_grad()
 def labelled_activations(
     model: OthelloGPT,
@@ -51,7 +66,7 @@ def labelled_activations(
     """The residual stream after each of `layers` (-1: the embeddings), and what the targets say of it.
 
     Raises:
-        ValueError: activations that are not finite; names the layer, game and position.
+        ValueError: activations that are not finite; names the layer and the moves that lead there.
     """
     record = board.play(squares.numpy())
     counted = torch.from_numpy(record.to_move[:, : model.cfg.n_ctx] != 0)
@@ -63,8 +78,9 @@ def labelled_activations(
     finite = resid.isfinite().all(-1)
     if not finite.all():
         layer, n = (~finite).nonzero()[0].tolist()
+        moves = map(square_to_label, squares[game[n], : pos[n] + 1].tolist())
         raise ValueError(
-            f"activations after layer {layers[layer]} are not finite at game {game[n]}, pos {pos[n]}: "
+            f"activations after layer {layers[layer]} are not finite after the moves {' '.join(moves)}: "
             "look for NaN or overflow in the model's weights."
         )
     labels = tuple(target(record)[game, pos].to(resid.device) for target in targets)
@@ -110,7 +126,7 @@ def fit_probes(
 
     Source: Fisher 1936; Hastie, Tibshirani and Friedman, "Elements of Statistical Learning", section 4.3.
     """
-    squares = torch.as_tensor(squares)
+    squares = as_games(squares)
     layers = _checked(model, squares, layers)
     moments = _moments(model, squares, layers, targets, positions, batch_size, progress)
     space = stream_space(model)
@@ -215,7 +231,8 @@ def train_probes(
 ) -> list[Probe]:
     """Probes fitted by gradient on the cross-entropy: target by target, layer by layer.
 
-    Linear ones start from the discriminant of the first quarter of the games, which is gone through twice.
+    Linear ones start from the discriminant of the first quarter of the games, which is gone through twice; two-layer
+    ones from that of all games.
 
     Args:
         squares: games to train on, 0 to 63 and -1 after the end. Score on other games.
@@ -229,16 +246,18 @@ def train_probes(
         seed: of the order of games, and of the hidden layer's first weights.
 
     Raises:
-        ValueError: no games, positions, layers or epochs, unknown layers, or activations that are not finite.
+        ValueError: no games, positions, layers, epochs or hidden units, unknown layers, or activations that are not
+            finite.
     """
-    squares = torch.as_tensor(squares)
+    squares = as_games(squares)
     layers = _checked(model, squares, layers)
-    if epochs < 1:
-        raise ValueError(f"`epochs` is {epochs}: give 1 or more.")
+    for name, value in (("epochs", epochs), ("hidden", hidden)):
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` is {value}: give 1 or more.")
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(len(squares), generator=generator) for _ in range(epochs)]
     batches = [games for order in orders for games in squares[order].split(batch_size)]
-    first = squares[orders[0][: (len(squares) + 3) // 4]]
+    first = squares[orders[0][: (len(squares) + 3) // 4]] if hidden is None else squares
     moments = _moments(model, first, layers, targets, positions, 2 * batch_size, progress)
     whitening = _Whitening.of(moments, model.dtype)
     heads = [_head(moments, whitening, i, hidden, generator) for i in range(len(targets))]
@@ -294,15 +313,28 @@ class _Whitening(NamedTuple):
 def _head(
     moments: _Moments, whitening: _Whitening, i: int, hidden: int | None, generator: torch.Generator
 ) -> _Head:
-    dtype, n_class = whitening.root.dtype, moments.n_class[i]
-    if hidden is None:
-        W, b = _discriminant(moments, moments.by_class[i], n_class, 1e-4)
-        return whitening.unfolded(W.to(dtype), b[:, None].to(dtype))
-    n_layers, d_model = moments.x.shape
-    W_in = torch.randn(n_layers, d_model, hidden, generator=generator).to(whitening.root)
-    zeros = [W_in.new_zeros(n_layers, rows, n) for rows, n in ((1, hidden), (hidden, len(n_class)))]
-    majority = (n_class + 0.5).log().to(dtype).expand(n_layers, 1, -1)
-    return [W_in * (2 / d_model) ** 0.5, *zeros, majority.clone()]
+    W, b = _discriminant(moments, moments.by_class[i], moments.n_class[i], 1e-4)
+    W, b = whitening.unfolded(*(x.to(whitening.root.dtype) for x in (W, b[:, None])))
+    return [W, b] if hidden is None else _two_layers(W, b, hidden, generator)
+
+
+def _two_layers(W: Tensor, b: Tensor, hidden: int, generator: torch.Generator) -> _Head:
+    """A hidden layer with which two layers begin where one would end: x u = relu(x u) - relu(-x u).
+
+    Each pair of units reads one singular direction u of W, the largest first; what units are left read random ones,
+    and write nothing yet.
+    """
+    n = min(hidden // 2, int(torch.linalg.matrix_rank(W, rtol=1e-4).max()))
+    U = torch.linalg.svd(W, full_matrices=False).U[..., :n]
+    U = (
+        U * U.sum(1, keepdim=True).sign()
+    )  # else rounding decides, and ranks could differ from one process
+    written = U.mT @ W
+    n_layers, d_model, n_columns = W.shape
+    others = torch.randn(n_layers, d_model, hidden - 2 * n, generator=generator).to(W)
+    silent = W.new_zeros(n_layers, hidden - 2 * n, n_columns)
+    W_in = torch.cat([U, -U, others * (2 / d_model) ** 0.5], 2)
+    return [W_in, W.new_zeros(n_layers, 1, hidden), torch.cat([written, -written, silent], 1), b]
 
 
 def _cross_entropy(

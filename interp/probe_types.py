@@ -79,12 +79,12 @@ class Probe:
             layer: which layer of our own files, or what the others read; by default what the file or its
                 name says, or its folder's.
             classes: for `proj` files, the names of its three classes in the file's order, by
-                default Li's ("white", "empty", "black"); Hazineh's "New" probes are
-                ("mine", "empty", "theirs").
+                default Li's ("white", "empty", "black"), or ("mine", "empty", "theirs") of Hazineh's
+                files, whose names say "Map_New".
             mode: one mode of three as it is: "black to play", "white to play" or "all".
 
         Raises:
-            ValueError: another format or kind of probe, a layer that cannot be known, or an option that says
+            ValueError: another format, shape or kind of probe, a layer that cannot be known, or an option that says
                 nothing of such a file.
         """
         path = Path(path)
@@ -218,6 +218,21 @@ def check_reads(probes: Sequence[Probe], model: OthelloGPT) -> None:
             )
 
 
+def check_reads_mine(probes: Sequence[Probe], model: OthelloGPT) -> None:
+    """Refuses probes that were not made for this model's stream, or do not read empty, theirs and mine.
+
+    Raises:
+        ValueError: as `check_reads`, or other classes.
+    """
+    check_reads(probes, model)
+    for probe in probes:
+        if probe.classes != MINE.classes:
+            raise ValueError(
+                f"the probe of layer {probe.layer} reads {', '.join(probe.classes)}: give one of "
+                f"{', '.join(MINE.classes)}."
+            )
+
+
 def stream_space(model: OthelloGPT) -> str:
     """Which stream probes of this model read: "centred" if nothing writes to its mean (as folded), else "raw"."""
     blocks = [w for b in model.blocks for w in (b.attn.W_O, b.attn.b_O, b.mlp.W_out, b.mlp.b_out)]
@@ -233,8 +248,13 @@ def save_probes(probes: Sequence[Probe], path: str | Path) -> None:
     """Writes probes of one kind and target, one a layer, as safetensors with their metadata.
 
     Raises:
-        ValueError: none, probes of several kinds, targets, classes or spaces, or two of one layer.
+        ValueError: none, probes of several kinds, targets, classes or spaces, two of one layer, or a path that does
+            not end in .safetensors.
     """
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(
+            f"'{path}' does not end in .safetensors, by which `Probe.load` knows our own files: let it."
+        )
     layers = [probe.layer for probe in probes]
     kinds = {(type(probe), probe.classes, probe.space, probe.target) for probe in probes}
     if len(kinds) != 1 or len(set(layers)) != len(layers):
@@ -275,7 +295,8 @@ def _load_own(path: Path, layer: int | None) -> Probe:
             raise ValueError(
                 f"'{path}' holds probes of layers {layers}, not of layer {layer}. Give one of them as `layer=`."
             )
-        stored = {name: file.get_slice(name)[layers.index(layer)].float() for name in file.keys()}  # noqa: SIM118
+        stored = {name: file.get_slice(name)[layers.index(layer)] for name in file.keys()}  # noqa: SIM118
+    stored = {name: x.to(torch.promote_types(x.dtype, torch.float)) for name, x in stored.items()}
     return _assembled(
         stored
         | {

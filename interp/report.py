@@ -113,8 +113,9 @@ def _pair_sections(story: Story, answer: str) -> str:
             "Who writes mine and theirs",
             _card(_written_boards(story)),
             f"What each layer writes along mine minus theirs of each square, up to layer {story.last_layer}, whose "
-            "probe reads the board best. Blue writes mine, red theirs. The sum with what the embeddings write is "
-            f"the probe's score; {square_to_label(story.turned)}, turned by the last move, has {story.score:+.2f}.",
+            "probe reads the board best. Blue writes mine, red theirs. The sum with what the embeddings write and "
+            f"the probe's bias is its score; {square_to_label(story.turned)}, turned by the last move, has "
+            f"{story.score:+.2f}.",
         )
     )
 

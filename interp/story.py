@@ -19,7 +19,7 @@ from interp.patching import patch_sweep, patching_metric
 from interp.playback import Playback, playback
 from interp.probe_types import SHIPPED
 from interp.probes import LinearProbe, ProbeAccuracy, probe_accuracy
-from othello_gpt import OthelloGPT, board
+from othello_gpt import ActivationCache, OthelloGPT, board
 from othello_gpt.bootstrap import Estimate, bootstrap_mean
 from othello_gpt.games import Pair, games_to_tokens
 from othello_gpt.vocab import (
@@ -49,7 +49,8 @@ class Story(NamedTuple):
     believed: Float[Tensor, "layer 8 8"]  # P(mine) - P(theirs) by each layer's probe, last position
     accuracy: ProbeAccuracy  # `probe_accuracy` on random games
     contributions: Contributions  # `direct_logit_attribution` of the answer
-    written: Contributions  # `contributions` to "mine" of every square, [component 1 1 8 8]
+    # `contributions` to "mine" of every square, [component 1 1 8 8], and the probe's "bias": they sum to its logits
+    written: Contributions
     effects: dict[str, Float[Tensor, "layer *part"]]  # `patch_sweep`
     n_pairs: int  # over which the next two are: `sure_pairs`
     averages: dict[str, Estimate]  # `bootstrap_mean` of `patch_sweep`, by layer
@@ -164,7 +165,7 @@ def tell(
         believed=played.believed[len(pair.clean) - 1],
         accuracy=accuracy,
         contributions=direct_logit_attribution(model, cache, token),
-        written=contributions(cache.select(pos=-1), best.mine, best.layer),
+        written=_written(cache.select(pos=-1), best),
         effects=effects,
         n_pairs=len(pairs),
         averages=averages,
@@ -194,6 +195,12 @@ def _check_asked(
             f"the answer {square_to_label(pair.answer)} must be a legal reply to the clean game and none to the "
             "corrupted one: `find_pair` finds such a pair."
         )
+
+
+def _written(cache: ActivationCache, probe: LinearProbe) -> Contributions:
+    labels, values, total = contributions(cache, probe.mine, probe.layer)
+    bias = (probe.b[..., 2] - probe.b[..., 1]).expand_as(total)  # mine, theirs
+    return Contributions((*labels, "bias"), torch.cat([values, bias[None]]), total + bias)
 
 
 def _average_sweep(
@@ -279,7 +286,7 @@ def summary(story: Story) -> str:
             "  " + ", ".join(f"{name} {value:+.2f}" for name, value in _largest(story, 6)),
             "",
             f'Who writes "mine" at {square_to_label(story.turned)}, turned by the last move, by layer '
-            f"(score {story.score:+.2f} after layer {story.last_layer}; the embeddings write the rest):",
+            f"(score {story.score:+.2f} after layer {story.last_layer}; the rest is the embeddings' and the bias):",
             *(
                 f"  {part:9} "
                 + " ".join(

@@ -6,7 +6,7 @@ break the parity of plies in a third of full-length random games.
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,12 +91,27 @@ def shuffled(target: Target, seed: int = 0) -> Target:
     return Target(target.name, target.classes, labels)
 
 
-def find_target(name: str, others: tuple[Target, ...] = ()) -> Target:
-    """The target of that name, among `others` first and then ours.
+def check_names(targets: Sequence[Target]) -> None:
+    """Refuses targets that scores, which go by name, could not tell apart.
 
     Raises:
-        ValueError: there is none.
+        ValueError: two of one name, or one with the name of a target of ours.
     """
+    names = [target.name for target in targets]
+    for target in targets:
+        if names.count(target.name) > 1 or TARGETS.get(target.name, target) != target:
+            raise ValueError(
+                f"two targets are named '{target.name}', and probes are scored by name: give each its own."
+            )
+
+
+def find_target(name: str, others: tuple[Target, ...] = ()) -> Target:
+    """The target of that name, among `others` and ours.
+
+    Raises:
+        ValueError: there is none, or there are two.
+    """
+    check_names(others)
     known = TARGETS | {target.name: target for target in others}
     if name not in known:
         raise ValueError(

@@ -40,7 +40,7 @@ def bootstrap_ratio(
     if n_games == 0:
         raise ValueError("there are no games to draw from: give at least one.")
     draws = min(draws, 2**26 // n_games)
-    counts = torch.stack([numerator, denominator.expand_as(numerator)], 1).double()
+    counts = torch.stack([numerator, denominator.expand_as(numerator)], 1).double().cpu()
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(n_games, (draws, n_games), generator=generator)
     ones = torch.ones(draws, n_games, dtype=torch.double)

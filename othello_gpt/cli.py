@@ -165,6 +165,7 @@ def _add_probe(commands) -> None:
     probe.add_argument("--games", type=int, default=1000, help="random games to fit on")
     probe.add_argument("--held-out", type=int, default=200, help="random games to score on")
     probe.add_argument("--hidden", type=int, help="size of a hidden layer, to add two-layer probes")
+    _add_n_heads(probe)
     probe.set_defaults(run=_probe)
 
 
@@ -174,7 +175,9 @@ def _probe(options: argparse.Namespace) -> int:
     from othello_gpt import OthelloGPT
 
     targets = [find_target(name) for name in options.targets]
-    model = OthelloGPT.from_pretrained(options.file, filename=options.filename)
+    model = OthelloGPT.from_pretrained(
+        options.file, filename=options.filename, n_heads=options.n_heads
+    )
     games, held_out = _random_games(options.games, seed=1), _random_games(options.held_out, seed=2)
     progress = sys.stderr.isatty()
     print(probe_table(model, games, held_out, targets, hidden=options.hidden, progress=progress))
@@ -196,6 +199,7 @@ def _add_intervene(commands) -> None:
         default=1000,
         help="random games to fit the probes on; the packaged model has its own",
     )
+    _add_n_heads(intervene)
     intervene.set_defaults(run=_intervene)
 
 
@@ -207,7 +211,9 @@ def _intervene(options: argparse.Namespace) -> int:
     from interp.story import shipped_probes
     from othello_gpt import OthelloGPT
 
-    model = OthelloGPT.from_pretrained(options.file, filename=options.filename)
+    model = OthelloGPT.from_pretrained(
+        options.file, filename=options.filename, n_heads=options.n_heads
+    )
     known, progress = presets(model), sys.stderr.isatty()
     if unknown := set(options.presets or ()) - set(known):
         raise ValueError(f"no preset is named {', '.join(unknown)}: there are {', '.join(known)}.")

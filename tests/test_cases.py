@@ -94,6 +94,10 @@ def test_the_published_format_is_read(tmp_path):
     path.write_bytes(pickle.dumps(rows))
     with pytest.raises(ValueError, match="case 3: .. holds that colour already"):
         published_cases(path)
+    for wrong, message in (({"pos_int": 64}, "the square is 64"), ({"history": [275]}, "275")):
+        path.write_bytes(pickle.dumps([rows[0] | wrong]))
+        with pytest.raises(ValueError, match=message):
+            published_cases(path)
     path.write_bytes(pickle.dumps([[1, 2]]))
     with pytest.raises(
         ValueError, match="a list of dicts with `history`, `pos_int` and `ori_color`"
@@ -115,6 +119,27 @@ def test_improper_cases_are_refused():
         make_cases(games[:1], np.array([0]), np.array([0]))
     with pytest.raises(ValueError, match="case 1: D3 holds that colour already; give another"):
         make_cases(np.array([[19], [19]]), np.array([28, 27]), np.array([-1, 1]))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_each_case_has_its_square_and_colour():
+    """On the board, one of each a game; lists will do, and no move becomes another."""
+    made = make_cases([[19], [19]], [28, 28], [0, -1])
+    assert made.square.tolist() == [28, 28]
+    for squares, square, colour, message in (
+        ([[19]], [-1], [0], "case 0: the square is -1, but must be 0 to 63"),
+        ([[19], [19]], [28, 64], [0, 0], "case 1: the square is 64, but must be 0 to 63"),
+        (
+            [[19]] * 3,
+            [28],
+            [0] * 3,
+            r"3 games, but `square` is of shape \(1,\).*one square and one",
+        ),
+        ([[19]] * 3, [28] * 3, [0], r"and `colour` of \(1,\): give one square and one colour"),
+        ([[275]], [28], [0], "275"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_cases(squares, square, colour)
 
 
 REFERENCE = Path(os.environ.get("OTHELLO_GPT_REFERENCE", "none")) / "intervention_benchmark.pkl"

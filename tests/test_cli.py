@@ -75,7 +75,7 @@ def test_a_checkpoint_converts_there_and_back(tmp_path, capsys):
 
 
 def test_a_mingpt_checkpoint_is_read_with_the_heads_that_one_says(tmp_path, capsys):
-    """Its layout does not tell; convert, verify and evaluate take `--n-heads`."""
+    """Its layout does not tell; every command that reads one takes `--n-heads`."""
     stored, heads = tmp_path / "gpt.ckpt", ["--n-heads", "2"]
     torch.save(to_mingpt(random_model(SMALL, dtype=torch.float32)), stored)
 
@@ -84,6 +84,9 @@ def test_a_mingpt_checkpoint_is_read_with_the_heads_that_one_says(tmp_path, caps
     cli.main(["verify", str(stored), *heads])
     assert "n_heads=2" in capsys.readouterr().out
     assert cli.main(["evaluate", str(stored), "--games", "2", *heads]) == 0
+    few = ["--games", "2", *heads]
+    assert cli.main(["probe", str(stored), "--held-out", "2", "--targets", "mine", *few]) == 0
+    assert cli.main(["intervene", str(stored), "--n", "1", "--presets", "set", *few]) == 0
 
 
 def test_the_benchmarks_need_a_checkout(monkeypatch, tmp_path, capsys):

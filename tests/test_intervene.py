@@ -1,5 +1,7 @@
 """Edits: each against its own definition in float64, in batches as alone, and at the last position only."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -183,11 +185,25 @@ def test_what_cannot_be_edited_is_refused():
     for probes, message in (
         ([probe], r"needs probes of layers \[2\], but `probes` has those of \[1\]"),
         ([probe, probe], r"`probes` are of layers \[1, 1\]: give one a layer"),
-        ([probe, black], "reads empty, white, black, but edits need probes of"),
+        ([probe, black], "reads empty, white, black: give one of empty, theirs, mine"),
         ([probe, two_layer_probe(2)], "only `optimised` edits take a two-layer probe"),
     ):
         with pytest.raises(ValueError, match=message):
             run_edited(model, CASES, preset, probes)
+
+
+def test_runs_that_are_not_finite_are_refused():
+    """By the model's weights or the probe's; and so are no cases."""
+    model, probe, preset = random_model(WIDE), random_probe(), Preset("set", placed(4.0), (1,))
+    broken = replace(probe, b=probe.b * torch.nan)
+    with pytest.raises(ValueError, match="logits of case 0 are not finite: look for NaN"):
+        run_edited(model, CASES, preset, [broken])
+    with torch.no_grad():
+        model.blocks[1].mlp.b_out[0] = torch.nan
+    with pytest.raises(ValueError, match="logits of case 0 are not finite: look for NaN"):
+        run_edited(model, CASES, None, [])
+    with pytest.raises(ValueError, match="there are no cases: give at least one"):
+        run_edited(model, CASES.select(slice(0)), None, [])
 
 
 def test_saliency_is_each_disc_s_own_edit():

@@ -1,5 +1,6 @@
 """Accuracy of probes: counted as by hand, with baselines, errors and the table."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -105,6 +106,22 @@ def test_what_cannot_be_scored_is_refused():
             probe_accuracy(model, [wrong], games)
     with pytest.raises(ValueError, match="no position is left from which somebody moves"):
         probe_accuracy(model, [probe], HELD_OUT, positions=slice(70, 80))
+
+
+def test_two_targets_of_one_name_are_refused():
+    """Either would be scored by the labels of the other; so would one with the name of ours."""
+    filled, empty = (
+        Target("own", ("no", "yes"), lambda record, held=held: (record.state != 0) == held)
+        for held in (True, False)
+    )
+    model, probe, mine = random_model(SMALL), random_probe(1, filled), replace(filled, name="mine")
+    for targets, name in (([filled, empty], "own"), ([filled, filled], "own"), ([mine], "mine")):
+        for score in (
+            lambda targets: probe_accuracy(model, [probe], HELD_OUT, targets=targets),
+            lambda targets: probe_table(model, HELD_OUT, HELD_OUT, targets),
+        ):
+            with pytest.raises(ValueError, match=f"two targets are named '{name}'.*give each its"):
+                score(targets)
 
 
 def test_the_majority_of_shorter_games_says_nothing_of_longer_ones():

@@ -18,12 +18,13 @@ from interp.probes import (
     Target,
     fit_probes,
     labelled_activations,
+    majority_baseline,
     probe_accuracy,
     train_probes,
 )
 from othello_gpt import GPTConfig, OthelloGPT, board
 from othello_gpt.games import games_to_tokens
-from othello_gpt.vocab import token_to_square
+from othello_gpt.vocab import square_to_token, token_to_square
 
 SMALL = GPTConfig(n_layers=2, d_model=16, n_heads=2, d_head=4, d_mlp=16)
 PLANTED = GPTConfig(n_layers=1, d_model=136, n_heads=1, d_head=4, d_mlp=4)
@@ -80,14 +81,14 @@ def test_a_planted_code_comes_back(monkeypatch, fit):
 
 @pytest.mark.usefixtures("unchecked")
 def test_two_layers_learn_a_planted_code_too(monkeypatch):
-    """From random first weights; what the majority knows of a square is three fifths."""
+    """Where one layer reads all of it, so do two, from as few games."""
     code = torch.linalg.qr(torch.randn(136, 128, generator=seeded()).double()).Q
     monkeypatch.setattr(probe_training, "residual_stream", planted_stream(code, slice(None)))
     games = torch.from_numpy(board.random_games(80, seed=1))
     model = random_model(PLANTED)
-    two = train_probes(model, games[:60], layers=[0], hidden=64, epochs=2, batch_size=4, lr=1e-2)
+    two = train_probes(model, games[:60], layers=[0], hidden=256, epochs=2, batch_size=4)
 
-    assert probe_accuracy(model, two, games[60:]).by_layer > 0.68
+    assert probe_accuracy(model, two, games[60:]).by_layer > 0.999
 
 
 def test_activations_are_those_of_a_plain_run():
@@ -158,13 +159,19 @@ def test_training_is_the_same_for_a_seed():
 
 
 def test_a_first_step_of_nothing_leaves_the_discriminant():
-    """Whitening folded in and out again: with a learning rate of zero, linear probes are the closed form."""
+    """Whitening folded in and out again: with a learning rate of zero, probes of one layer and of two are the
+    closed form, where there are two hidden units a dimension.
+    """
     model = random_model(SMALL)
-    (trained,) = train_probes(model, GAMES[:8], layers=[1], lr=0.0, batch_size=8)
-    (fitted,) = fit_probes(model, GAMES[torch.randperm(8, generator=seeded())[:2]], layers=[1])
+    quarter = GAMES[torch.randperm(8, generator=seeded())[:2]]
     resid = labelled_activations(model, GAMES[:2], [1], [MINE]).resid[0]
-
-    torch.testing.assert_close(trained.logits(resid), fitted.logits(resid), rtol=1e-5, atol=1e-5)
+    for hidden, games in ((None, quarter), (32, GAMES[:8]), (41, GAMES[:8])):
+        (fitted,) = fit_probes(model, games, layers=[1])
+        options = dict(layers=[1], lr=0.0, batch_size=8, hidden=hidden)
+        (trained,) = train_probes(model, GAMES[:8], **options)
+        torch.testing.assert_close(
+            trained.logits(resid), fitted.logits(resid), rtol=1e-5, atol=1e-5
+        )
 
 
 def seeded() -> torch.Generator:
@@ -182,7 +189,7 @@ def test_a_target_of_ones_own_is_learnt():
 
 
 def test_wrong_games_layers_and_activations_are_refused():
-    """No games, positions or epochs, a layer that is not there, a model whose activations are not finite."""
+    """No games, positions, epochs or hidden units, a layer that is not there, activations that are not finite."""
     model = random_model(SMALL)
     for fit in (fit_probes, train_probes):
         with pytest.raises(ValueError, match="holds no games: give at least one"):
@@ -195,12 +202,39 @@ def test_wrong_games_layers_and_activations_are_refused():
             fit(model, GAMES, positions=slice(70, 80))
     with pytest.raises(ValueError, match="`epochs` is 0: give 1 or more"):
         train_probes(model, GAMES, epochs=0)
+    with pytest.raises(ValueError, match="`hidden` is 0: give 1 or more"):
+        train_probes(model, GAMES, hidden=0)
     with torch.no_grad():
         model.blocks[1].mlp.b_out[0] = torch.nan
     with pytest.raises(
-        ValueError, match="after layer 1 are not finite at game 0, pos 0: look for NaN"
+        ValueError, match="after layer 1 are not finite after the moves [A-H][0-7]: look for NaN"
     ):
         fit_probes(model, GAMES)
+
+
+def test_the_moves_are_told_after_which_activations_are_not_finite():
+    """Whatever the batch: here those of game 7, the only one to open so."""
+    model, squares = random_model(SMALL), torch.full((9, 3), -1)
+    squares[:, 0] = 19
+    squares[7, :2] = torch.tensor([19, 18])
+    with torch.no_grad():
+        model.W_E[square_to_token(18)] = torch.nan
+    with pytest.raises(ValueError, match="not finite after the moves C3 C2: look"):
+        fit_probes(model, squares, batch_size=2)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_one_game_needs_its_axis():
+    """As a row of its own."""
+    model = random_model(SMALL)
+    for take in (
+        lambda game: fit_probes(model, game),
+        lambda game: train_probes(model, game),
+        lambda game: majority_baseline(model, GAMES, game),
+        lambda game: probe_accuracy(model, fit_probes(model, GAMES[:2]), game),
+    ):
+        with pytest.raises(ValueError, match=r"of shape \(60,\), but .* as `squares\[None\]`"):
+            take(GAMES[0])
 
 
 @pytest.mark.slow

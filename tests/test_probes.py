@@ -95,6 +95,47 @@ def test_two_layer_probes_are_read_too(tmp_path):
         LinearProbe.load(path)
 
 
+def test_published_files_of_other_shapes_are_refused(tmp_path):
+    """Other boards, rows that are no squares and classes, layers that do not fit each other."""
+    path = tmp_path / "layer3.ckpt"
+    one = {"proj.weight": (192, 16), "proj.bias": (192,)}
+    two = {"proj.0.weight": (5, 16), "proj.0.bias": (5,), "proj.2.weight": (192, 5)}
+    two["proj.2.bias"] = (192,)
+    for shapes in (one, two):
+        torch.save({name: torch.ones(shape) for name, shape in shapes.items()}, path)
+        assert Probe.load(path).layer == 2
+    for shapes, name, shape in (
+        (one, "proj.weight", (256, 16)),
+        (one, "proj.weight", (100, 16)),
+        (one, "proj.weight", ()),
+        (one, "proj.bias", (128,)),
+        (two, "proj.0.bias", (7,)),
+        (two, "proj.0.weight", (6, 16)),
+        (two, "proj.2.weight", (192, 9)),
+    ):
+        wrong = shapes | {name: shape}
+        torch.save({name: torch.ones(shape) for name, shape in wrong.items()}, path)
+        with pytest.raises(
+            ValueError, match=r"of shape .*, but .* was expected: the last rows are"
+        ):
+            Probe.load(path)
+    torch.save(torch.ones(3, 16, 4, 5, 3), path)
+    with pytest.raises(ValueError, match=r"of shape \(3, 16, 4, 5, 3\). Published probes are"):
+        Probe.load(path)
+
+
+def test_a_name_says_whose_classes_a_file_has(tmp_path):
+    """Hazineh's new map is of mine and theirs, the old one of the colours."""
+    stored = {"proj.weight": torch.randn(192, 16), "proj.bias": torch.randn(192)}
+    for name, order in (("New", ("mine", "empty", "theirs")), ("old", ("white", "empty", "black"))):
+        path = tmp_path / f"linearProbe_Map_{name}_8L8H_GPT_Layer7.ckpt"
+        torch.save(stored, path)
+        loaded, told = LinearProbe.load(path), LinearProbe.load(path, classes=order)
+        assert (loaded.layer, loaded.target) == (6, "mine" if name == "New" else "black")
+        assert loaded.classes == told.classes
+        assert torch.equal(loaded.W, told.W)
+
+
 def test_one_mode_of_three_can_be_read_as_it_is(tmp_path):
     """Absolute colours, in the file's order."""
     modes = torch.randn(3, 16, 8, 8, 3)
@@ -127,6 +168,19 @@ def test_saved_probes_come_back(tmp_path):
         save_probes([made[0], replace(made[1], target="black")], tmp_path / "probes.safetensors")
     with pytest.raises(ValueError, match=r"of layers \[0, 0\], but a file holds one kind"):
         save_probes([made[0], made[0]], tmp_path / "probes.safetensors")
+
+
+def test_probes_are_saved_as_they_are_where_they_are_found_again(tmp_path):
+    """In float64 as in float32, halves as float32; under a name by which they are known."""
+    probe = LinearProbe(torch.randn(16, 8, 8, 3), torch.randn(8, 8, 3), 0)
+    dtypes = {torch.float64: torch.float64, torch.float32: torch.float32, torch.half: torch.float32}
+    for stored, loaded in dtypes.items():
+        save_probes([probe.to(stored)], tmp_path / "probes.safetensors")
+        found = LinearProbe.load(tmp_path / "probes.safetensors")
+        assert torch.equal(found.W, probe.W.to(stored).to(loaded))
+        assert found.W.dtype == loaded
+    with pytest.raises(ValueError, match="probes.pt' does not end in .safetensors"):
+        save_probes([probe], tmp_path / "probes.pt")
 
 
 def test_saved_two_layer_probes_come_back(tmp_path):

@@ -1,5 +1,7 @@
 """The story of a pair: its figures equal what the calls give, and the text tells them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -63,6 +65,17 @@ def test_what_layers_write_is_what_the_exercise_calls_give(story):
         )
 
 
+def test_the_turned_disc_is_the_one_of_which_the_probe_is_surest(story):
+    """By its logits, bias included: of all discs that the last move turned, the widest margin, which is the score."""
+    probe = shipped_probes()[story.last_layer]
+    _, cache = OthelloGPT.from_pretrained().run_with_cache(games_to_tokens(story.pair.clean[None]))
+    logits = probe.logits(cache["resid_post", probe.layer][0, -1])
+    margin = (logits[..., 2] - logits[..., 1])[torch.from_numpy(story.record.flipped[-1])]
+
+    assert story.score == pytest.approx(margin[margin.abs().argmax()].item(), abs=1e-4)
+    assert story.written.gap < 1e-3
+
+
 def test_averages_are_of_the_pairs_that_they_name(story):
     """Within their intervals, one entry a layer, and the same in the text."""
     assert 3 <= story.n_pairs <= 12
@@ -98,6 +111,18 @@ def test_each_probe_of_a_playback_reads_its_own_layer():
         belief = PROBES[row].probabilities(cache[site][0, : len(played.squares)])
         assert torch.allclose(played.believed[:, row], belief[..., 2] - belief[..., 1])
     assert played.believers == ("embeddings", "layer 0", "layer 1")
+
+
+def test_a_playback_takes_only_probes_that_read_its_board():
+    """Neither those of another stream, nor of black and white."""
+    centred = replace(PROBES[0], space="centred")
+    black = replace(PROBES[0], classes=("empty", "white", "black"), target="black")
+    for probe, message in (
+        (centred, "reads the centred residual stream, but this model's is raw"),
+        (black, "reads empty, white, black: give one of empty, theirs, mine"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            playback(TINY, [probe], example_game())
 
 
 def test_a_story_needs_the_probes_of_all_layers_in_order():
