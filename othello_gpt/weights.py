@@ -40,6 +40,7 @@ class _NoSuchFile(WeightsError):
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"  # the index lists shards
 _SHIPPED = ("small", "full")
+_IN_CACHE = r"\bmodels--[^/]+/snapshots/[0-9a-f]{40}/"  # of the hub's client
 
 
 # --- Layouts ----------------------------------------------------------------------------------------
@@ -465,7 +466,7 @@ def check_sha256(path: Path, expected: str | None) -> str:
     found = digest.hexdigest()
     logger.info("sha256 of %s: %s", path.name, found)
     if expected is not None and found != expected.lower():
-        in_cache = "snapshots" in path.parts
+        in_cache = re.search(_IN_CACHE, path.as_posix())
         for part in parts if in_cache else []:
             part.resolve().unlink()
             part.unlink(missing_ok=True)

@@ -298,6 +298,16 @@ def test_sources_and_configs_that_cannot_be_are_named(tmp_path):
         load_pretrained(tmp_path / "model" / "model.safetensors", sha256="00")
 
 
+def test_a_wrong_hash_leaves_files_of_ones_own(tmp_path):
+    """Also in a folder named as those of the hub's cache are."""
+    folder = tmp_path / "snapshots" / "run"
+    save_pretrained(random_model(SMALL), folder)
+
+    with pytest.raises(WeightsError, match="Fetch it again"):
+        load_pretrained(folder, sha256="00")
+    assert load_pretrained(folder).cfg == SMALL
+
+
 def test_shards_hold_the_same_model_and_replace_what_was_there(tmp_path):
     """As on the hub: an index and files of at most so many bytes; saved again whole, they are gone."""
     model = random_model(SMALL)
