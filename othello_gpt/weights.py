@@ -81,7 +81,7 @@ def convert(
     stored = {name.removeprefix("module."): tensor for name, tensor in checkpoint.items()}
     layout = detect_layout(stored)
     if layout == "mingpt":
-        stored = _from_mingpt(stored, n_heads or 8)
+        stored = _from_mingpt(stored, 8 if n_heads is None else n_heads)
     elif layout == "transformer_lens":
         stored = _from_transformer_lens(stored)
     cfg = _infer_config(stored)
@@ -145,7 +145,7 @@ def _mingpt_root(name: str, tensor: Tensor) -> StateDict:
 
 
 def _mingpt_heads(block: str, rest: str, tensor: Tensor, n_heads: int) -> StateDict:
-    if tensor.shape[-1] % n_heads or tensor.shape[0] % n_heads:
+    if n_heads < 1 or tensor.shape[-1] % n_heads or tensor.shape[0] % n_heads:
         raise WeightsError(
             f"{block}.attn.{rest} has shape {tuple(tensor.shape)}, which {n_heads} heads do not divide. "
             "The minGPT layout does not say how many heads there are: give `n_heads=`."
@@ -344,7 +344,7 @@ def load_pretrained(
         filename: the file in a folder or repository, by default model.safetensors, or else the shards that
             model.safetensors.index.json lists.
         fold: fold LayerNorm and centre weights, as the literature's figures assume; see `fold`.
-        n_heads: for the minGPT layout, which does not tell; 8 by default.
+        n_heads: for the minGPT layout, which does not tell; 8 by default. Of a layout that tells, it must be the same.
         sha256: of the file, or of all shards one after another; another one is an error, and a wrong
             download leaves the hub's cache.
         revision, cache_dir, local_files_only, endpoint, token: as in `huggingface_hub.hf_hub_download`. A
@@ -363,6 +363,7 @@ def load_pretrained(
     path = find_file(source, filename, **hub)
     check_sha256(path, sha256)
     cfg, state_dict = convert(read_state_dict(path), n_heads)
+    check_n_heads(cfg, n_heads)
     cfg = with_stored_eps(cfg, path)
     state_dict = {name: tensor.double() for name, tensor in state_dict.items()}
     if fold:
@@ -530,6 +531,14 @@ def _what_it_is(head: bytes, error: Exception) -> str:
         "it is no safetensors file, nor a pickle that holds nothing but tensors. A pickle with code in it "
         "can do anything to your machine; ask its author for a state dict."
     )
+
+
+def check_n_heads(cfg: GPTConfig, n_heads: int | None) -> None:
+    """A number of heads that the tensors contradict is an error."""
+    if n_heads not in (None, cfg.n_heads):
+        raise WeightsError(
+            f"`n_heads` is {n_heads}, but the checkpoint has {cfg.n_heads} heads: give that, or leave it out."
+        )
 
 
 def with_stored_eps(cfg: GPTConfig, path: Path) -> GPTConfig:

@@ -203,9 +203,15 @@ def test_everything_wrong_with_a_checkpoint_is_listed_at_once():
 
 def test_heads_that_do_not_divide_are_an_error():
     """The minGPT layout does not say how many there are; nor do tensors of other axes say any size."""
-    with pytest.raises(WeightsError, match="3 heads do not divide.*give `n_heads=`"):
-        convert(to_mingpt(random_model(SMALL)), n_heads=3)
+    for n_heads in (3, 0, -2):
+        with pytest.raises(WeightsError, match=f"{n_heads} heads do not divide.*give `n_heads=`"):
+            convert(to_mingpt(random_model(SMALL)), n_heads)
     ours = dict(random_model(SMALL).state_dict())
+    for n_heads in (3, 0):
+        with pytest.raises(
+            WeightsError, match=f"`n_heads` is {n_heads}, but .* has 8 .* leave it out"
+        ):
+            load_pretrained(n_heads=n_heads)
     for name, wrong in (
         ("W_E", (1, 2, 3)),
         ("blocks.0.attn.W_Q", (8, 8)),
