@@ -481,8 +481,11 @@ def _shard_names(path: Path) -> list[str]:
     if path.name != _INDEX:
         return []
     try:
-        return sorted(set(json.loads(path.read_text())["weight_map"].values()))
-    except (ValueError, KeyError) as error:
+        listed = set(json.loads(path.read_text())["weight_map"].values())
+        if not listed:
+            raise ValueError("it lists none")
+        return sorted(path.with_name(name).name for name in listed)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(
             f"'{path}' is no index of shards ({error!r}): fetch it again."
         ) from error
@@ -618,6 +621,9 @@ def save_pretrained(
         save_file(
             {key: tensors[key] for key in its_tensors}, folder / f"{name}.partial", {"format": "pt"}
         )
+    if split.is_sharded:
+        (folder / _INDEX).unlink(missing_ok=True)  # half of the old shards must not load
+    for name in split.filename_to_tensors:
         os.replace(folder / f"{name}.partial", folder / name)
     n_parameters = sum(tensor.numel() for tensor in tensors.values())
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}

@@ -1,6 +1,7 @@
 """Checkpoints: conversion against the reference, folding that moves nothing, and every way to be wrong."""
 
 import hashlib
+import os
 import pickle
 from dataclasses import replace
 
@@ -334,6 +335,45 @@ def test_shards_hold_the_same_model_and_replace_what_was_there(tmp_path):
         load_pretrained(tmp_path)
     save_pretrained(model, tmp_path)
     assert not list(tmp_path.glob("model-*"))
+
+
+def test_shards_of_two_models_do_not_load(tmp_path, monkeypatch):
+    """A save over other shards that is broken off in the middle leaves nothing that could be taken for either."""
+    save_pretrained(random_model(SMALL, 0), tmp_path, shard_bytes=2500)
+    replace_file, replaced = os.replace, []
+
+    def broken_off(partial, path):
+        if len(replaced) == 2:
+            raise KeyboardInterrupt
+        replaced.append(path)
+        replace_file(partial, path)
+
+    monkeypatch.setattr(os, "replace", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        save_pretrained(random_model(SMALL, 1), tmp_path, shard_bytes=2500)
+    with pytest.raises(WeightsError, match="has no model.safetensors"):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[1]",
+        "{}",
+        '{"weight_map": {}}',
+        '{"weight_map": ["a"]}',
+        '{"weight_map": {"W_E": 3}}',
+        '{"weight_map": {"W_E": [3]}}',
+        '{"weight_map": {"W_E": "a/b"}}',
+    ],
+)
+def test_what_is_no_index_of_shards_says_so(tmp_path, content):
+    """Cut short, of another shape, or without names of files beside it."""
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+
+    with pytest.raises(WeightsError, match="is no index of shards .* fetch it again"):
+        load_pretrained(tmp_path)
 
 
 def test_half_precision_is_stored_as_such(tmp_path):
