@@ -255,9 +255,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     from othello_gpt import OthelloGPT, evaluate
 
     games, rows, by_ply = _games(options), {}, {}
-    for name in options.models or ["small"]:
-        model = OthelloGPT.from_pretrained(name, filename=options.filename, n_heads=options.n_heads)
+    for source in options.models or [None]:
+        model = OthelloGPT.from_pretrained(
+            source, filename=options.filename, n_heads=options.n_heads
+        )
         scores = evaluate.evaluate(model, games, progress=sys.stderr.isatty())
+        name = source or "small"
         rows[name], by_ply[name] = evaluate.summary(scores), evaluate.summary_by_ply(scores)
     print(f"{len(games)} games; 95 % intervals by resampling games\n")
     if options.by_ply:
@@ -270,7 +273,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         import json
 
         figures = {"models": rows, "by_ply": by_ply}
-        options.json.write_text(json.dumps(figures, indent=1, default=float) + "\n")
+        text = json.dumps(figures, indent=1, default=lambda x: x.item() if x.isfinite() else None)
+        options.json.write_text(text + "\n")
     return 0
 
 
