@@ -378,9 +378,11 @@ def _add_train(commands) -> None:
     recipe.add_argument("--adam-lr", type=float, help="AdamW's learning rate")
     recipe.add_argument("--warm-up", type=float, help="part of the budget, 0 to 1")
     recipe.add_argument("--cool-down", type=float, help="part of the budget, 0 to 1")
-    recipe.add_argument("--seed", type=int, help="of the first weights and of the games")
+    recipe.add_argument("--seed", type=int, help="of the first weights and of the games; 1")
     recipe.add_argument(
-        "--init", metavar="WEIGHTS", help="file, folder or repository to start from"
+        "--init",
+        metavar="WEIGHTS",
+        help="file, folder or repository to start from; needs a --seed whose games are new to them",
     )
     recipe.add_argument("--float32", action="store_true", help="no bfloat16")
     train.add_argument("--workers", type=int, default=1, help="processes that make games")

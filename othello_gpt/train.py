@@ -2,10 +2,11 @@
 
     recipe ── games 0, 1, 2 ... of a seed ── loss ── Muon on the blocks, AdamW on the rest ── weights
 
-No game is seen twice, so what is measured while training is measured on games the model has not seen. Game
-`g` depends on the seed and `g` alone, so the counter of games is all the random state there is, and a resumed
-run goes on with the next game. All positions count, also those after a forfeit: the replies are those of
-whoever really moves. (The published training data has them too; a third of random games has a forfeit.)
+A run sees no game twice, so what is measured while training is measured on games the model has not seen (nor
+the weights that it started from, if its seed is new to them). Game `g` depends on the seed and `g` alone, so
+the counter of games is all the random state there is, and a resumed run goes on with the next game. All
+positions count, also those after a forfeit: the replies are those of whoever really moves. (The published
+training data has them too; a third of random games has a forfeit.)
 """
 
 import json
@@ -419,7 +420,7 @@ tags: [othello-gpt, mechanistic-interpretability]
 
     {command}
 
-Uniformly random legal games of seed {seed}, none seen twice; positions after a forfeit count like all
+Uniformly random legal games of seed {seed}, none seen twice in this run; positions after a forfeit count like all
 others. {minutes:.0f} minutes, torch {torch}. The whole recipe:
 
     {recipe}
