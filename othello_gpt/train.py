@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # first imported beside a group, it would hold it in its defaults
 import torch.nn.functional as F
 from jaxtyping import Bool, Int8, Int64
 from torch import Tensor, nn
@@ -255,7 +256,9 @@ def train(
                 trainer.model, device_ids=ids, broadcast_buffers=False
             )
         finished = _run(trainer, folder, workers, save_minutes)
-        trainer.forward = trainer.model  # the wrapper's threads end before the group
+        trainer.forward = (
+            trainer.model
+        )  # the wrapper holds the group, whose threads must end with it
         if finished and is_first_process():
             save_trained(trainer, folder, held_out)
         if dist.is_initialized():

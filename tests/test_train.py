@@ -229,6 +229,27 @@ def test_two_processes_learn_what_one_learns(tmp_path):
             assert math.isclose(one[name], both[name], rel_tol=1e-5), name
 
 
+THREADS = """
+import os, sys
+from pathlib import Path
+from othello_gpt.train import Recipe, GPTConfig, train
+os.environ |= dict(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+train(sys.argv[1], Recipe(GPTConfig(1, 8, 2, 4, 8), games=4, batch=4), workers=0, held_out=1)
+print(*(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are listed by Linux")
+def test_the_threads_of_a_group_end_with_it(tmp_path):
+    """Those that live on when the interpreter ends can abort it."""
+    run = [sys.executable, "-c", THREADS, tmp_path / "run"]
+    threads = subprocess.run(run, env=environment(), capture_output=True, text=True, check=True)
+
+    assert "python" in threads.stdout
+    assert "gloo" not in threads.stdout
+
+
 def test_a_budget_of_time_ends_a_run(tmp_path):
     """After as many minutes, whatever the games; and the learning rate has fallen by then."""
     assert run(tmp_path / "run", replace(SHORT, games=None, minutes=0.02))
