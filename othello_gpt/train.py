@@ -326,8 +326,9 @@ def _run(trainer: Trainer, folder: Path, workers: int, save_minutes: float) -> b
     with _stop_signals(trainer) as received, _Log(trainer, folder / "log.jsonl") as log:
         stopped, saved, clock = False, time.monotonic(), time.monotonic()
         while trainer.progress < 1 and not stopped:
+            start = time.monotonic()
             batch = next(batches)
-            log.waited += time.monotonic() - clock
+            log.waited += time.monotonic() - start
             trainer.step(batch)
             now = time.monotonic()
             trainer.seconds, stopped = _agreed(

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -248,6 +249,15 @@ def test_the_threads_of_a_group_end_with_it(tmp_path):
 
     assert "python" in threads.stdout
     assert "gloo" not in threads.stdout
+
+
+def test_the_log_tells_waiting_for_games_from_saving(tmp_path, monkeypatch):
+    """Saves that take longer than the steps, of games that are all made in the first."""
+    monkeypatch.setattr(Trainer, "save", lambda *_: time.sleep(0.02))
+    run(tmp_path / "run", SHORT, save_minutes=0)
+    rows = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+
+    assert json.loads(rows[1])["waiting"] < 0.1
 
 
 def test_a_budget_of_time_ends_a_run(tmp_path):
