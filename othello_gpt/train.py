@@ -244,6 +244,10 @@ def train(
     """
     if held_out < 1:
         raise ValueError(f"`held_out` is {held_out}, but the card needs at least one game.")
+    if workers < 0 or not save_minutes >= 0:
+        raise ValueError(
+            f"`workers` is {workers} and `save_minutes` {save_minutes}, but both must be 0 or more."
+        )
     folder = Path(folder)
     with _processes() as device:
         trainer = _prepared(folder, recipe, {"games": games, "minutes": minutes}, device)
@@ -269,6 +273,10 @@ def train(
 @contextmanager
 def _processes() -> Iterator[torch.device]:
     """The device of this process, which has joined the others if torchrun started it."""
+    if "RANK" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise ValueError(
+            "RANK is set, but not WORLD_SIZE: start with torchrun, which sets both, or unset RANK."
+        )
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

@@ -129,7 +129,7 @@ def test_the_tiny_preset_learns_the_rules(tmp_path):
 
 
 def test_a_stopped_run_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch):
-    """Stopped by a signal in its 23rd step, which it ends; resumed, weights and log are the same bit by bit."""
+    """Stopped by a signal in its 23rd step, which it ends; resumed, the weights are the same bit by bit."""
     assert run(tmp_path / "whole", SHORT)
     step = Trainer.step
 
@@ -294,12 +294,21 @@ def test_the_weights_that_are_saved_are_the_trained_ones_in_half_precision(tmp_p
     assert repr(SHORT) in card
 
 
-def test_what_cannot_be_trained_is_named(tmp_path, capsys):
+def test_what_cannot_be_trained_is_named(tmp_path, capsys, monkeypatch):
     """Uneven shares, nothing to evaluate on, folders in the way, checkpoints that are none, a changed recipe."""
     with pytest.raises(ValueError, match="`batch` is 4, which 3 processes cannot share equally"):
         Games(0, 4, 0, 3)
     with pytest.raises(ValueError, match="`held_out` is 0, but the card needs at least one game"):
         train(tmp_path / "run", SHORT, held_out=0)
+    for options in ({"workers": -1}, {"save_minutes": math.nan}, {"save_minutes": -1}):
+        with pytest.raises(ValueError, match="but both must be 0 or more"):
+            train(tmp_path / "run", SHORT, **options)
+    with monkeypatch.context() as patch:
+        patch.setenv("RANK", "1")
+        patch.delenv("WORLD_SIZE", raising=False)
+        with pytest.raises(ValueError, match="not WORLD_SIZE: start with torchrun.* or unset RANK"):
+            run(tmp_path / "run", SHORT)
+    assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="no run in .* to go on with"):
         run(tmp_path / "nothing")
     (tmp_path / "checkpoint.pt").touch()
