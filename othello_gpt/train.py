@@ -156,12 +156,22 @@ class Trainer:
 
         The loss, the best that it can be (in expectation), the KL from uniform (nats), the illegal top moves.
         """
+        self.check_weights()
         if dist.is_initialized():
             dist.all_reduce(self.sums)
         *totals, live = self.sums.tolist()
         self.sums.zero_()
         named = zip(("loss", "floor", "kl", "illegal"), totals, strict=True)
         return {name: total / max(live, 1) for name, total in named}
+
+    def check_weights(self) -> None:
+        """Weights that float16, as which they are shared, does not hold are an error, in all processes alike."""
+        if not all(weight.half().isfinite().all() for weight in self.model.parameters()):
+            raise ValueError(
+                f"the run has diverged: after {self.games:,} games it has weights that are nan, or too large for "
+                "float16. Begin again in another folder with a lower learning rate; checkpoint.pt, if there "
+                "is one, is from before."
+            )
 
     def save(self, path: Path) -> None:
         """Writes all that the run needs to go on; a kill at any moment leaves the file before or after."""
@@ -240,7 +250,8 @@ def train(
         held_out: games on which the trained model is evaluated for its card.
 
     Raises:
-        ValueError: a folder that holds a run already, or none to go on with; no games to evaluate on.
+        ValueError: a folder that holds a run already, or none to go on with; no games to evaluate on; a run
+            that diverges, whose last checkpoint stays.
     """
     if held_out < 1:
         raise ValueError(f"`held_out` is {held_out}, but the card needs at least one game.")
@@ -352,6 +363,7 @@ def _run(trainer: Trainer, folder: Path, workers: int, save_minutes: float) -> b
 
 
 def _save(trainer: Trainer, folder: Path) -> None:
+    trainer.check_weights()
     if is_first_process():
         trainer.save(folder / "checkpoint.pt")
 

@@ -260,6 +260,18 @@ def test_the_log_tells_waiting_for_games_from_saving(tmp_path, monkeypatch):
     assert json.loads(rows[1])["waiting"] < 0.1
 
 
+@pytest.mark.parametrize("save_minutes", [0, 5])
+def test_a_run_that_diverges_stops_and_keeps_its_last_checkpoint(tmp_path, save_minutes):
+    """It writes no weights and logs no nan; the first step, of rate 0, was fine."""
+    with pytest.raises(ValueError, match="has diverged: .* with a lower learning rate"):
+        run(tmp_path, replace(SHORT, lr=1e30), save_minutes=save_minutes)
+
+    assert not (tmp_path / "model.safetensors").exists()
+    assert not (tmp_path / "log.jsonl").exists()
+    if save_minutes == 0:
+        assert all(W.isfinite().all() for W in weights(tmp_path).values())
+
+
 def test_a_budget_of_time_ends_a_run(tmp_path):
     """After as many minutes, whatever the games; and the learning rate has fallen by then."""
     assert run(tmp_path / "run", replace(SHORT, games=None, minutes=0.02))
