@@ -365,7 +365,12 @@ def _add_train(commands) -> None:
         metavar="FOLDER",
         help="checkpoint, log, weights; runs/PRESET by default",
     )
-    train.add_argument("--resume", type=Path, metavar="FOLDER", help="goes on with the run there")
+    train.add_argument(
+        "--resume",
+        type=Path,
+        metavar="FOLDER",
+        help="goes on with the run there, --games or --minutes in place of its budget",
+    )
     recipe = train.add_argument_group("recipe", "in place of the preset's own")
     recipe.add_argument(
         "--games", type=int, help="the budget; the learning rate falls to 0 at its end"

@@ -112,6 +112,7 @@ class Trainer:
             self.model = OthelloGPT(recipe.model).to(device)
         self.forward: nn.Module = self.model  # or what wraps it
         self.optimizers = optimizers(self.model, recipe)
+        self.commands = [command(recipe)]  # that made it, in turn
         self.steps, self.seconds = 0, 0.0
         self.sums = torch.zeros(5, device=device)  # since the last report
 
@@ -177,6 +178,7 @@ class Trainer:
         """Writes all that the run needs to go on; a kill at any moment leaves the file before or after."""
         state = {
             "recipe": asdict(self.recipe),
+            "commands": self.commands,
             "steps": self.steps,
             "seconds": self.seconds,
             "model": self.model.state_dict(),
@@ -200,6 +202,11 @@ class Trainer:
         for optimizer, its_state in zip(trainer.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(its_state)
         trainer.steps, trainer.seconds = state["steps"], state["seconds"]
+        trainer.commands = state["commands"]
+        if changes:
+            given = "".join(f" --{k} {v}" for k, v in changes.items() if v is not None)
+            resumed = f"othello-gpt train --resume FOLDER{given}  # after {trainer.games:,} games"
+            trainer.commands.append(resumed)
         return trainer
 
 
@@ -208,7 +215,9 @@ def _read_checkpoint(path: Path) -> tuple[Recipe, dict[str, Any]]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         recipe = Recipe(**state["recipe"] | {"model": GPTConfig(**state["recipe"]["model"])})
-        return recipe, {name: state[name] for name in ("steps", "seconds", "model", "optimizers")}
+        names = ("steps", "seconds", "model", "optimizers", "commands")
+        state = {"commands": [command(recipe)]} | state  # older ones have none
+        return recipe, {name: state[name] for name in names}
     except OSError:
         raise
     except Exception as error:  # torch's reader raises many kinds
@@ -241,8 +250,9 @@ def train(
     from; `log.jsonl`, a line every 20 steps; and at the end the weights, as float16, with their card.
 
     Args:
-        recipe: None goes on with the run in `folder`; then `games` and `minutes` may change its budget. On a CPU
-            with as many threads as before, the weights are bit by bit those of a run without the stop.
+        recipe: None goes on with the run in `folder`, on a CPU with as many threads as before to the same weights,
+            bit by bit, as without the stop. Then `games`, `minutes` or both may be another budget in place of
+            the run's; what it has had counts.
         workers: processes that make games; 0 makes them here.
         compile: `torch.compile` the model, which takes a minute at the start and is faster then; by default
             from d_model 256 on.
@@ -250,8 +260,8 @@ def train(
         held_out: games on which the trained model is evaluated for its card.
 
     Raises:
-        ValueError: a folder that holds a run already, or none to go on with; no games to evaluate on; a run
-            that diverges, whose last checkpoint stays.
+        ValueError: a folder that holds a run already, or none to go on with; a budget that is spent already; no
+            games to evaluate on; a run that diverges, whose last checkpoint stays.
     """
     if held_out < 1:
         raise ValueError(f"`held_out` is {held_out}, but the card needs at least one game.")
@@ -309,14 +319,20 @@ def is_first_process() -> bool:
 
 def _prepared(folder: Path, recipe: Recipe | None, budget: dict, device) -> Trainer:
     path = folder / "checkpoint.pt"
+    given = any(value is not None for value in budget.values())
     if recipe is None:
         if not path.is_file():
             raise ValueError(
                 f"there is no run in '{folder}' to go on with: it has no checkpoint.pt."
             )
-        changes = {name: value for name, value in budget.items() if value is not None}
-        return Trainer.load(path, device, **changes)
-    if any(value is not None for value in budget.values()):
+        trainer = Trainer.load(path, device, **budget if given else {})
+        if given and trainer.progress >= 1:
+            raise ValueError(
+                f"the run has had {trainer.games} games and {trainer.seconds / 60:.2f} minutes, which count: "
+                "give more than that."
+            )
+        return trainer
+    if given:
         raise ValueError(
             "`games` and `minutes` change the budget of a run that goes on, but a recipe has its own: "
             "give them to the recipe."
@@ -418,7 +434,7 @@ def save_trained(trainer: Trainer, folder: Path, held_out: int) -> None:
         minutes=trainer.seconds / 60,
         seed=trainer.recipe.seed,
         torch=torch.__version__,
-        command=command(trainer.recipe),
+        commands="\n    ".join(trainer.commands),
         recipe=trainer.recipe,
         held_out=held_out,
         held_out_seed=HELD_OUT_SEED,
@@ -442,7 +458,7 @@ tags: [othello-gpt, mechanistic-interpretability]
 
 ## How it was made
 
-    {command}
+    {commands}
 
 Uniformly random legal games of seed {seed}, none seen twice in this run; positions after a forfeit count like all
 others. {minutes:.0f} minutes, torch {torch}. The whole recipe:

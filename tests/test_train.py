@@ -282,6 +282,26 @@ def test_a_budget_of_time_ends_a_run(tmp_path):
     assert trainer.optimizers[0].param_groups[0]["lr"] < 0.5 * SHORT.lr
 
 
+def test_a_resumed_run_can_have_another_budget_and_its_card_tells(tmp_path):
+    """In place of the old one, also of the other kind; one that is spent is an error."""
+    assert run(tmp_path, replace(SHORT, games=8))
+    with pytest.raises(ValueError, match="has had 8 games and .* which count: give more than that"):
+        run(tmp_path, games=8)
+    assert run(tmp_path, games=16)
+    minutes = Trainer.load(tmp_path / "checkpoint.pt").seconds / 60 + 0.02
+    assert run(tmp_path, minutes=minutes)
+    trainer = Trainer.load(tmp_path / "checkpoint.pt")
+
+    assert trainer.games > 16
+    assert trainer.recipe == replace(SHORT, games=None, minutes=minutes)
+    first, *then = (tmp_path / "README.md").read_text().split("made\n\n    ")[1].splitlines()[:3]
+    assert "games=8" in first
+    assert then == [
+        "    othello-gpt train --resume FOLDER --games 16  # after 8 games",
+        f"    othello-gpt train --resume FOLDER --minutes {minutes}  # after 16 games",
+    ]
+
+
 def test_training_can_start_from_weights(tmp_path):
     """From a folder, with the first step (of rate 0) still those weights; other sizes are an error."""
     start = random_model(SMALL, dtype=torch.float32)
