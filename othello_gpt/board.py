@@ -294,7 +294,7 @@ class RandomGames(NamedTuple):
     replies: UInt64[ndarray, "game ply=60"]  # bit `square`, as in all words here; 0 when it is over
 
 
-def random_games(n: int, seed: int = 0) -> Int8[ndarray, "game ply=60"]:
+def random_games(n: int, seed: int | np.integer = 0) -> Int8[ndarray, "game ply=60"]:
     """Games in which every legal move is equally likely, as squares, -1 after an early end.
 
     Game `g` depends on `(seed, g)` alone: the same on every machine, and whatever `n` is.
@@ -304,7 +304,9 @@ def random_games(n: int, seed: int = 0) -> Int8[ndarray, "game ply=60"]:
     return random_games_with_replies(np.arange(n), seed).squares
 
 
-def random_games_with_replies(numbers: Int[ndarray, " game"], seed: int = 0) -> RandomGames:
+def random_games_with_replies(
+    numbers: Int[ndarray, " game"], seed: int | np.integer = 0
+) -> RandomGames:
     """The games of these numbers, with the replies, which drawing a game finds anyway.
 
     `play` tells more, but takes three times as long.
@@ -324,13 +326,13 @@ def random_games_with_replies(numbers: Int[ndarray, " game"], seed: int = 0) -> 
     return RandomGames(squares, all_replies)
 
 
-def _hash(seed: int, game: Words, ply: int) -> Words:
+def _hash(seed: int | np.integer, game: Words, ply: int) -> Words:
     """64 random bits for a ply of a game: splitmix64 of its place in a seeded sequence.
 
     Source: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators".
     """
     with np.errstate(over="ignore"):
-        mixed = _splitmix(np.uint64(seed % 2**64) + np.uint64(0x9E37_79B9_7F4A_7C15))
+        mixed = _splitmix(np.uint64(int(seed) % 2**64) + np.uint64(0x9E37_79B9_7F4A_7C15))
         return _splitmix(_splitmix(mixed ^ game) + np.uint64(ply))
 
 

@@ -47,7 +47,7 @@ def bootstrap_ratio(
     weights = torch.zeros_like(ones).scatter_add_(1, drawn, ones)  # how often each game was drawn
     sums = torch.tensordot(weights, counts, 1)  # [draws, 2, *part]
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double)
-    low, high = torch.quantile(sums[:, 0] / sums[:, 1], tails, dim=0)
+    low, high = torch.nanquantile(sums[:, 0] / sums[:, 1], tails, dim=0)  # of draws that counted
     total = counts.sum(0)
     return Estimate(*(x.to(numerator) for x in (total[0] / total[1], low, high)))
 

@@ -261,9 +261,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     from othello_gpt import OthelloGPT, evaluate
 
     games, rows, by_ply = _games(options), {}, {}
-    for name in options.models or ["small"]:
-        model = OthelloGPT.from_pretrained(name, filename=options.filename, n_heads=options.n_heads)
+    for source in options.models or [None]:
+        model = OthelloGPT.from_pretrained(
+            source, filename=options.filename, n_heads=options.n_heads
+        )
         scores = evaluate.evaluate(model, games, progress=sys.stderr.isatty())
+        name = source or "small"
         rows[name], by_ply[name] = evaluate.summary(scores), evaluate.summary_by_ply(scores)
     print(f"{len(games)} games; 95 % intervals by resampling games\n")
     if options.by_ply:
@@ -276,7 +279,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         import json
 
         figures = {"models": rows, "by_ply": by_ply}
-        options.json.write_text(json.dumps(figures, indent=1, default=float) + "\n")
+        text = json.dumps(figures, indent=1, default=lambda x: x.item() if x.isfinite() else None)
+        options.json.write_text(text + "\n")
     return 0
 
 
@@ -367,7 +371,12 @@ def _add_train(commands) -> None:
         metavar="FOLDER",
         help="checkpoint, log, weights; runs/PRESET by default",
     )
-    train.add_argument("--resume", type=Path, metavar="FOLDER", help="goes on with the run there")
+    train.add_argument(
+        "--resume",
+        type=Path,
+        metavar="FOLDER",
+        help="goes on with the run there, --games or --minutes in place of its budget",
+    )
     recipe = train.add_argument_group("recipe", "in place of the preset's own")
     recipe.add_argument(
         "--games", type=int, help="the budget; the learning rate falls to 0 at its end"
@@ -380,9 +389,11 @@ def _add_train(commands) -> None:
     recipe.add_argument("--adam-lr", type=float, help="AdamW's learning rate")
     recipe.add_argument("--warm-up", type=float, help="part of the budget, 0 to 1")
     recipe.add_argument("--cool-down", type=float, help="part of the budget, 0 to 1")
-    recipe.add_argument("--seed", type=int, help="of the first weights and of the games")
+    recipe.add_argument("--seed", type=int, help="of the first weights and of the games; 1")
     recipe.add_argument(
-        "--init", metavar="WEIGHTS", help="file, folder or repository to start from"
+        "--init",
+        metavar="WEIGHTS",
+        help="file, folder or repository to start from; needs a --seed whose games are new to them",
     )
     recipe.add_argument("--float32", action="store_true", help="no bfloat16")
     train.add_argument("--workers", type=int, default=1, help="processes that make games")

@@ -8,6 +8,7 @@ therefore has its usual notation as its default, and it can be said.
 import pickle
 import re
 from collections.abc import Callable, Iterable
+from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,7 +142,7 @@ def _read(path: Path, reader: Callable[..., Any], *arguments: Any, **options: An
 
 def _padded(games: Iterable, path: Path) -> Int8[ndarray, "game ply=60"]:
     try:
-        rows = [list(game) for game in games]
+        rows = [[index(move) for move in game] for game in games]
         padded = np.full((len(rows), board.MAX_PLIES), -1, dtype=np.int8)
         for row, moves in zip(padded, rows, strict=True):
             row[: len(moves)] = moves
@@ -203,8 +204,16 @@ def _from_wthor(path: Path) -> Int8[ndarray, "game ply=60"]:
             f"'{path}' has {len(content)} bytes, but its header promises {n_games} games, "
             f"{16 + 68 * n_games} bytes: it is damaged or no WTHOR file of games."
         )
-    moves = np.frombuffer(content, _WTHOR_GAME, offset=16)["moves"].astype(np.int8)
-    return np.where(moves == 0, -1, (moves // 10 - 1) * 8 + moves % 10 - 1).astype(np.int8)
+    moves = np.frombuffer(content, _WTHOR_GAME, offset=16)["moves"]
+    row, col = (digit.astype(np.int8) - 1 for digit in np.divmod(moves, 10))
+    on_board = (row >= 0) & (row < 8) & (col >= 0) & (col < 8)
+    if len(damaged := np.argwhere((moves != 0) & ~on_board)):
+        game, ply = damaged[0]
+        raise ValueError(
+            f"'{path}' (games counted from 0), game {game}, ply {ply}: {moves[game, ply]} is no move, "
+            "which is 10 * row + column, both 1 to 8: the file is damaged."
+        )
+    return np.where(moves == 0, -1, row * 8 + col).astype(np.int8)
 
 
 def _from_text(text: str, notation: str, path: Path) -> Int8[ndarray, "game ply=60"]:

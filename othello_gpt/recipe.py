@@ -31,7 +31,7 @@ class Recipe:
     cool_down: float = 0.5  # part of the budget, its last, over which they fall to 0
     seed: int = 1  # of the first weights and of the games
     bf16: bool = True  # matrix products in bfloat16; weights and sums stay float32
-    init: str | None = None  # trained weights to start from, as for `OthelloGPT.from_pretrained`
+    init: str | None = None  # weights to start from (`from_pretrained`), with a seed new to them
 
     def __post_init__(self) -> None:
         for name, known in (("objective", OBJECTIVES), ("optimizer", ("muon", "adamw"))):
@@ -99,7 +99,16 @@ def given_fields(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recipe_of(preset: str, *, float32: bool = False, **changes: Any) -> Recipe:
-    """A preset with changes, in bfloat16 where the hardware has it; minutes replace its budget of games."""
+    """A preset with changes, in bfloat16 where the hardware has it; minutes replace its budget of games.
+
+    Raises:
+        ValueError: `init` without a `seed`.
+    """
+    if "init" in changes and "seed" not in changes:
+        raise ValueError(
+            f"`init` is '{changes['init']}', weights that may have seen the games of seed 1, the default: "
+            "give the `seed` of games that are new to them."
+        )
     if "minutes" in changes:
         changes = {"games": None} | changes
     where = torch.cuda if torch.cuda.is_available() else torch.cpu
@@ -119,6 +128,7 @@ def command(recipe: Recipe) -> str:
     for name, preset in PRESETS.items():
         if preset.model == recipe.model:
             default = vars(preset) | ({"games": None} if recipe.minutes else {})  # as `recipe_of`
+            default |= {"seed": None} if recipe.init else {}
             given = [
                 f" --{key.replace('_', '-')} {shlex.quote(str(value))}"
                 for key, value in vars(recipe).items()

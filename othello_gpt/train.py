@@ -2,10 +2,11 @@
 
     recipe ── games 0, 1, 2 ... of a seed ── loss ── Muon on the blocks, AdamW on the rest ── weights
 
-No game is seen twice, so what is measured while training is measured on games the model has not seen. Game
-`g` depends on the seed and `g` alone, so the counter of games is all the random state there is, and a resumed
-run goes on with the next game. All positions count, also those after a forfeit: the replies are those of
-whoever really moves. (The published training data has them too; a third of random games has a forfeit.)
+A run sees no game twice, so what is measured while training is measured on games the model has not seen (nor
+the weights that it started from, if its seed is new to them). Game `g` depends on the seed and `g` alone, so
+the counter of games is all the random state there is, and a resumed run goes on with the next game. All
+positions count, also those after a forfeit: the replies are those of whoever really moves. (The published
+training data has them too; a third of random games has a forfeit.)
 """
 
 import json
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # first imported beside a group, it would hold it in its defaults
 import torch.nn.functional as F
 from jaxtyping import Bool, Int8, Int64
 from torch import Tensor, nn
@@ -110,6 +112,7 @@ class Trainer:
             self.model = OthelloGPT(recipe.model).to(device)
         self.forward: nn.Module = self.model  # or what wraps it
         self.optimizers = optimizers(self.model, recipe)
+        self.commands = [command(recipe)]  # that made it, in turn
         self.steps, self.seconds = 0, 0.0
         self.sums = torch.zeros(5, device=device)  # since the last report
 
@@ -154,6 +157,7 @@ class Trainer:
 
         The loss, the best that it can be (in expectation), the KL from uniform (nats), the illegal top moves.
         """
+        self.check_weights()
         if dist.is_initialized():
             dist.all_reduce(self.sums)
         *totals, live = self.sums.tolist()
@@ -161,10 +165,20 @@ class Trainer:
         named = zip(("loss", "floor", "kl", "illegal"), totals, strict=True)
         return {name: total / max(live, 1) for name, total in named}
 
+    def check_weights(self) -> None:
+        """Weights that float16, as which they are shared, does not hold are an error, in all processes alike."""
+        if not all(weight.half().isfinite().all() for weight in self.model.parameters()):
+            raise ValueError(
+                f"the run has diverged: after {self.games:,} games it has weights that are nan, or too large for "
+                "float16. Begin again in another folder with a lower learning rate; checkpoint.pt, if there "
+                "is one, is from before."
+            )
+
     def save(self, path: Path) -> None:
         """Writes all that the run needs to go on; a kill at any moment leaves the file before or after."""
         state = {
             "recipe": asdict(self.recipe),
+            "commands": self.commands,
             "steps": self.steps,
             "seconds": self.seconds,
             "model": self.model.state_dict(),
@@ -188,6 +202,11 @@ class Trainer:
         for optimizer, its_state in zip(trainer.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(its_state)
         trainer.steps, trainer.seconds = state["steps"], state["seconds"]
+        trainer.commands = state["commands"]
+        if changes:
+            given = "".join(f" --{k} {v}" for k, v in changes.items() if v is not None)
+            resumed = f"othello-gpt train --resume FOLDER{given}  # after {trainer.games:,} games"
+            trainer.commands.append(resumed)
         return trainer
 
 
@@ -196,7 +215,9 @@ def _read_checkpoint(path: Path) -> tuple[Recipe, dict[str, Any]]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         recipe = Recipe(**state["recipe"] | {"model": GPTConfig(**state["recipe"]["model"])})
-        return recipe, {name: state[name] for name in ("steps", "seconds", "model", "optimizers")}
+        names = ("steps", "seconds", "model", "optimizers", "commands")
+        state = {"commands": [command(recipe)]} | state  # older ones have none
+        return recipe, {name: state[name] for name in names}
     except OSError:
         raise
     except Exception as error:  # torch's reader raises many kinds
@@ -229,8 +250,9 @@ def train(
     from; `log.jsonl`, a line every 20 steps; and at the end the weights, as float16, with their card.
 
     Args:
-        recipe: None goes on with the run in `folder`; then `games` and `minutes` may change its budget. On a CPU
-            with as many threads as before, the weights are bit by bit those of a run without the stop.
+        recipe: None goes on with the run in `folder`, on a CPU with as many threads as before to the same weights,
+            bit by bit, as without the stop. Then `games`, `minutes` or both may be another budget in place of
+            the run's; what it has had counts.
         workers: processes that make games; 0 makes them here.
         compile: `torch.compile` the model, which takes a minute at the start and is faster then; by default
             from d_model 256 on.
@@ -238,10 +260,15 @@ def train(
         held_out: games on which the trained model is evaluated for its card.
 
     Raises:
-        ValueError: a folder that holds a run already, or none to go on with; no games to evaluate on.
+        ValueError: a folder that holds a run already, or none to go on with; a budget that is spent already; no
+            games to evaluate on; a run that diverges, whose last checkpoint stays.
     """
     if held_out < 1:
         raise ValueError(f"`held_out` is {held_out}, but the card needs at least one game.")
+    if workers < 0 or not save_minutes >= 0:
+        raise ValueError(
+            f"`workers` is {workers} and `save_minutes` {save_minutes}, but both must be 0 or more."
+        )
     folder = Path(folder)
     with _processes() as device:
         trainer = _prepared(folder, recipe, {"games": games, "minutes": minutes}, device)
@@ -254,7 +281,9 @@ def train(
                 trainer.model, device_ids=ids, broadcast_buffers=False
             )
         finished = _run(trainer, folder, workers, save_minutes)
-        trainer.forward = trainer.model  # the wrapper's threads end before the group
+        trainer.forward = (
+            trainer.model
+        )  # the wrapper holds the group, whose threads must end with it
         if finished and is_first_process():
             save_trained(trainer, folder, held_out)
         if dist.is_initialized():
@@ -265,6 +294,10 @@ def train(
 @contextmanager
 def _processes() -> Iterator[torch.device]:
     """The device of this process, which has joined the others if torchrun started it."""
+    if "RANK" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise ValueError(
+            "RANK is set, but not WORLD_SIZE: start with torchrun, which sets both, or unset RANK."
+        )
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -286,14 +319,20 @@ def is_first_process() -> bool:
 
 def _prepared(folder: Path, recipe: Recipe | None, budget: dict, device) -> Trainer:
     path = folder / "checkpoint.pt"
+    given = any(value is not None for value in budget.values())
     if recipe is None:
         if not path.is_file():
             raise ValueError(
                 f"there is no run in '{folder}' to go on with: it has no checkpoint.pt."
             )
-        changes = {name: value for name, value in budget.items() if value is not None}
-        return Trainer.load(path, device, **changes)
-    if any(value is not None for value in budget.values()):
+        trainer = Trainer.load(path, device, **budget if given else {})
+        if given and trainer.progress >= 1:
+            raise ValueError(
+                f"the run has had {trainer.games} games and {trainer.seconds / 60:.2f} minutes, which count: "
+                "give more than that."
+            )
+        return trainer
+    if given:
         raise ValueError(
             "`games` and `minutes` change the budget of a run that goes on, but a recipe has its own: "
             "give them to the recipe."
@@ -322,8 +361,9 @@ def _run(trainer: Trainer, folder: Path, workers: int, save_minutes: float) -> b
     with _stop_signals(trainer) as received, _Log(trainer, folder / "log.jsonl") as log:
         stopped, saved, clock = False, time.monotonic(), time.monotonic()
         while trainer.progress < 1 and not stopped:
+            start = time.monotonic()
             batch = next(batches)
-            log.waited += time.monotonic() - clock
+            log.waited += time.monotonic() - start
             trainer.step(batch)
             now = time.monotonic()
             trainer.seconds, stopped = _agreed(
@@ -339,6 +379,7 @@ def _run(trainer: Trainer, folder: Path, workers: int, save_minutes: float) -> b
 
 
 def _save(trainer: Trainer, folder: Path) -> None:
+    trainer.check_weights()
     if is_first_process():
         trainer.save(folder / "checkpoint.pt")
 
@@ -393,7 +434,7 @@ def save_trained(trainer: Trainer, folder: Path, held_out: int) -> None:
         minutes=trainer.seconds / 60,
         seed=trainer.recipe.seed,
         torch=torch.__version__,
-        command=command(trainer.recipe),
+        commands="\n    ".join(trainer.commands),
         recipe=trainer.recipe,
         held_out=held_out,
         held_out_seed=HELD_OUT_SEED,
@@ -417,9 +458,9 @@ tags: [othello-gpt, mechanistic-interpretability]
 
 ## How it was made
 
-    {command}
+    {commands}
 
-Uniformly random legal games of seed {seed}, none seen twice; positions after a forfeit count like all
+Uniformly random legal games of seed {seed}, none seen twice in this run; positions after a forfeit count like all
 others. {minutes:.0f} minutes, torch {torch}. The whole recipe:
 
     {recipe}

@@ -19,6 +19,7 @@ from othello_gpt.games import example_pair, games_to_tokens
 from othello_gpt.model import GPTConfig, OthelloGPT
 from othello_gpt.vocab import label_to_token, square_to_token
 from othello_gpt.weights import (
+    check_n_heads,
     check_sha256,
     convert,
     detect_layout,
@@ -74,6 +75,7 @@ def verify_checkpoint(
     path = find_file(source, filename)
     stored = read_state_dict(path)
     cfg, raw = convert(stored, n_heads)
+    check_n_heads(cfg, n_heads)
     cfg = with_stored_eps(cfg, path)
     raw = {name: tensor.double() for name, tensor in raw.items()}
     folded, report = fold(raw)

@@ -40,6 +40,7 @@ class _NoSuchFile(WeightsError):
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"  # the index lists shards
 _SHIPPED = ("small", "full")
+_IN_CACHE = r"\bmodels--[^/]+/snapshots/[0-9a-f]{40}/"  # of the hub's client
 
 
 # --- Layouts ----------------------------------------------------------------------------------------
@@ -80,7 +81,7 @@ def convert(
     stored = {name.removeprefix("module."): tensor for name, tensor in checkpoint.items()}
     layout = detect_layout(stored)
     if layout == "mingpt":
-        stored = _from_mingpt(stored, n_heads or 8)
+        stored = _from_mingpt(stored, 8 if n_heads is None else n_heads)
     elif layout == "transformer_lens":
         stored = _from_transformer_lens(stored)
     cfg = _infer_config(stored)
@@ -144,7 +145,7 @@ def _mingpt_root(name: str, tensor: Tensor) -> StateDict:
 
 
 def _mingpt_heads(block: str, rest: str, tensor: Tensor, n_heads: int) -> StateDict:
-    if tensor.shape[-1] % n_heads or tensor.shape[0] % n_heads:
+    if n_heads < 1 or tensor.shape[-1] % n_heads or tensor.shape[0] % n_heads:
         raise WeightsError(
             f"{block}.attn.{rest} has shape {tuple(tensor.shape)}, which {n_heads} heads do not divide. "
             "The minGPT layout does not say how many heads there are: give `n_heads=`."
@@ -343,7 +344,7 @@ def load_pretrained(
         filename: the file in a folder or repository, by default model.safetensors, or else the shards that
             model.safetensors.index.json lists.
         fold: fold LayerNorm and centre weights, as the literature's figures assume; see `fold`.
-        n_heads: for the minGPT layout, which does not tell; 8 by default.
+        n_heads: for the minGPT layout, which does not tell; 8 by default. Of a layout that tells, it must be the same.
         sha256: of the file, or of all shards one after another; another one is an error, and a wrong
             download leaves the hub's cache.
         revision, cache_dir, local_files_only, endpoint, token: as in `huggingface_hub.hf_hub_download`. A
@@ -362,6 +363,7 @@ def load_pretrained(
     path = find_file(source, filename, **hub)
     check_sha256(path, sha256)
     cfg, state_dict = convert(read_state_dict(path), n_heads)
+    check_n_heads(cfg, n_heads)
     cfg = with_stored_eps(cfg, path)
     state_dict = {name: tensor.double() for name, tensor in state_dict.items()}
     if fold:
@@ -465,7 +467,7 @@ def check_sha256(path: Path, expected: str | None) -> str:
     found = digest.hexdigest()
     logger.info("sha256 of %s: %s", path.name, found)
     if expected is not None and found != expected.lower():
-        in_cache = "snapshots" in path.parts
+        in_cache = re.search(_IN_CACHE, path.as_posix())
         for part in parts if in_cache else []:
             part.resolve().unlink()
             part.unlink(missing_ok=True)
@@ -479,8 +481,11 @@ def _shard_names(path: Path) -> list[str]:
     if path.name != _INDEX:
         return []
     try:
-        return sorted(set(json.loads(path.read_text())["weight_map"].values()))
-    except (ValueError, KeyError) as error:
+        listed = set(json.loads(path.read_text())["weight_map"].values())
+        if not listed:
+            raise ValueError("it lists none")
+        return sorted(path.with_name(name).name for name in listed)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(
             f"'{path}' is no index of shards ({error!r}): fetch it again."
         ) from error
@@ -529,6 +534,14 @@ def _what_it_is(head: bytes, error: Exception) -> str:
         "it is no safetensors file, nor a pickle that holds nothing but tensors. A pickle with code in it "
         "can do anything to your machine; ask its author for a state dict."
     )
+
+
+def check_n_heads(cfg: GPTConfig, n_heads: int | None) -> None:
+    """A number of heads that the tensors contradict is an error."""
+    if n_heads not in (None, cfg.n_heads):
+        raise WeightsError(
+            f"`n_heads` is {n_heads}, but the checkpoint has {cfg.n_heads} heads: give that, or leave it out."
+        )
 
 
 def with_stored_eps(cfg: GPTConfig, path: Path) -> GPTConfig:
@@ -608,6 +621,9 @@ def save_pretrained(
         save_file(
             {key: tensors[key] for key in its_tensors}, folder / f"{name}.partial", {"format": "pt"}
         )
+    if split.is_sharded:
+        (folder / _INDEX).unlink(missing_ok=True)  # half of the old shards must not load
+    for name in split.filename_to_tensors:
         os.replace(folder / f"{name}.partial", folder / name)
     n_parameters = sum(tensor.numel() for tensor in tensors.values())
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}

@@ -196,6 +196,7 @@ def test_random_games_are_the_same_everywhere():
     many = board.random_games(300, seed=5)
 
     assert np.array_equal(board.random_games(20, seed=5), many[:20])
+    assert np.array_equal(board.random_games(20, seed=np.int64(5)), many[:20])
     assert not np.array_equal(board.random_games(20, seed=6), many[:20])
     digest = hashlib.sha256(board.random_games(1000, seed=0).tobytes()).hexdigest()
     assert digest == "6dd81e2ad23975d2002221b1e388b842b496b4da1714e654745c9bea1f774785"

@@ -31,6 +31,13 @@ def test_the_value_is_the_ratio_of_the_sums():
     assert [x.item() for x in same] == pytest.approx([0.7] * 3)
 
 
+def test_one_game_that_counts_has_an_interval():
+    """Though many draws are without it, and their ratio is 0 / 0."""
+    counted = torch.zeros(20).index_fill(0, torch.tensor(3), 4.0)
+
+    assert [x.item() for x in bootstrap_ratio(counted / 2, counted)] == [0.5] * 3
+
+
 def test_intervals_are_the_same_for_a_seed_and_need_games():
     """Another seed moves them a little."""
     values = torch.randn(40)

@@ -81,6 +81,8 @@ def test_a_mingpt_checkpoint_is_read_with_the_heads_that_one_says(tmp_path, caps
 
     assert cli.main(["convert", str(stored), str(tmp_path / "ours"), *heads]) == 0
     assert OthelloGPT.from_pretrained(tmp_path / "ours").cfg.n_heads == 2
+    assert cli.main(["verify", str(tmp_path / "ours"), "--n-heads", "4"]) == 1
+    assert "the checkpoint has 2 heads: give that, or leave it out" in capsys.readouterr().err
     cli.main(["verify", str(stored), *heads])
     assert "n_heads=2" in capsys.readouterr().out
     assert cli.main(["evaluate", str(stored), "--games", "2", *heads]) == 0

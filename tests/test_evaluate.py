@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from model_strategies import random_model
 
 from othello_gpt import GPTConfig, board
+from othello_gpt.bootstrap import Estimate
 from othello_gpt.cli import main
 from othello_gpt.evaluate import (
+    _COLUMNS,
     PUBLISHED,
     Scores,
     evaluate,
@@ -146,6 +148,29 @@ def test_the_command_compares_models_on_random_games_or_those_of_a_file(tmp_path
         assert np.allclose(stored["models"][name]["kl"], expected, rtol=1e-3)
         assert "58" in stored["by_ply"][name]
         assert f"{name}, ply" in out
+
+
+def test_without_a_model_the_command_takes_the_packaged_one(tmp_path, monkeypatch, capsys):
+    """Also beside a folder of that name, which is taken when it is named."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "--games", "2"]) == 0
+    packaged = capsys.readouterr().out
+    save_pretrained(random_model(SMALL, dtype=torch.float32), "small")
+
+    assert main(["evaluate", "--games", "2"]) == 0
+    assert capsys.readouterr().out == packaged
+    assert main(["evaluate", "small", "--games", "2"]) == 0
+    assert capsys.readouterr().out != packaged
+
+
+def test_what_is_no_number_is_null_in_json(tmp_path, monkeypatch):
+    """JSON has no nan, and strict readers refuse it."""
+    nothing = Estimate(*torch.tensor([torch.nan, torch.nan, torch.inf]))
+    monkeypatch.setattr("othello_gpt.evaluate.summary", lambda _: dict.fromkeys(_COLUMNS, nothing))
+    assert main(["evaluate", "--games", "2", "--json", str(tmp_path / "figures.json")]) == 0
+    stored = json.loads((tmp_path / "figures.json").read_text())
+
+    assert stored["models"]["small"]["kl"] == [None] * 3
 
 
 @pytest.mark.parametrize("sizes", [{"n_ctx": 30}, {"d_vocab": 66}])

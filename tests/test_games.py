@@ -65,6 +65,12 @@ def test_wthor_files_are_read(tmp_path):
     (tmp_path / "cut.wtb").write_bytes((header + records)[:-5])
     with pytest.raises(ValueError, match="its header promises 40 games"):
         load_games(tmp_path / "cut.wtb")
+    for byte in (10, 19, 9, 90, 255):
+        damaged = bytearray(header + records)
+        damaged[16 + 68 + 8 + 20] = byte
+        (tmp_path / "damaged.wtb").write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"game 1, ply 20: {byte} is no move.*is damaged"):
+            load_games(tmp_path / "damaged.wtb")
 
 
 def test_pickled_lists_are_read_and_code_in_them_is_not(tmp_path):
@@ -116,6 +122,7 @@ def test_what_cannot_be_games_is_refused(tmp_path):
         ("ints.pickle", pickle.dumps([1, 2]), "does not hold games, each at most 60 squares"),
         ("big.pickle", pickle.dumps([[19, 275]]), "does not hold games, each at most 60 squares"),
         ("long.pickle", pickle.dumps([[19] * 61]), "does not hold games, each at most 60 squares"),
+        ("float.pickle", pickle.dumps([[19.9, 18.4]]), "does not hold games, each at most 60"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, name, content, message):

@@ -52,10 +52,12 @@ def test_the_learning_rate_rises_stays_and_falls_to_zero():
     objective=st.sampled_from(sorted(OBJECTIVES)),
     float32=st.booleans(),
     init=st.sampled_from([None, "my model/weights.pth"]),
+    seed=st.sampled_from([1, 3]),
 )
-def test_the_command_of_a_recipe_gives_that_recipe(preset, float32, **changes):
+def test_the_command_of_a_recipe_gives_that_recipe(preset, float32, seed, **changes):
     """What the card says, typed in again, trains the same."""
     given = {name: value for name, value in changes.items() if value is not None}
+    given |= {"seed": seed} if "init" in given else {}
     recipe = recipe_of(preset, float32=float32, **given)
     seen = []
     with pytest.MonkeyPatch.context() as patch:
@@ -82,3 +84,5 @@ def test_what_is_no_recipe_is_named():
     ):
         with pytest.raises(ValueError, match=message):
             Recipe(**{"games": 160} | changes)
+    with pytest.raises(ValueError, match="may have seen .* give the `seed` of games that are new"):
+        recipe_of("small", init="small")

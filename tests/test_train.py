@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -128,7 +129,7 @@ def test_the_tiny_preset_learns_the_rules(tmp_path):
 
 
 def test_a_stopped_run_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch):
-    """Stopped by a signal in its 23rd step, which it ends; resumed, weights and log are the same bit by bit."""
+    """Stopped by a signal in its 23rd step, which it ends; resumed, the weights are the same bit by bit."""
     assert run(tmp_path / "whole", SHORT)
     step = Trainer.step
 
@@ -229,6 +230,48 @@ def test_two_processes_learn_what_one_learns(tmp_path):
             assert math.isclose(one[name], both[name], rel_tol=1e-5), name
 
 
+THREADS = """
+import os, sys
+from pathlib import Path
+from othello_gpt.train import Recipe, GPTConfig, train
+os.environ |= dict(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+train(sys.argv[1], Recipe(GPTConfig(1, 8, 2, 4, 8), games=4, batch=4), workers=0, held_out=1)
+print(*(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are listed by Linux")
+def test_the_threads_of_a_group_end_with_it(tmp_path):
+    """Those that live on when the interpreter ends can abort it."""
+    run = [sys.executable, "-c", THREADS, tmp_path / "run"]
+    threads = subprocess.run(run, env=environment(), capture_output=True, text=True, check=True)
+
+    assert "python" in threads.stdout
+    assert "gloo" not in threads.stdout
+
+
+def test_the_log_tells_waiting_for_games_from_saving(tmp_path, monkeypatch):
+    """Saves that take longer than the steps, of games that are all made in the first."""
+    monkeypatch.setattr(Trainer, "save", lambda *_: time.sleep(0.02))
+    run(tmp_path / "run", SHORT, save_minutes=0)
+    rows = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+
+    assert json.loads(rows[1])["waiting"] < 0.1
+
+
+@pytest.mark.parametrize("save_minutes", [0, 5])
+def test_a_run_that_diverges_stops_and_keeps_its_last_checkpoint(tmp_path, save_minutes):
+    """It writes no weights and logs no nan; the first step, of rate 0, was fine."""
+    with pytest.raises(ValueError, match="has diverged: .* with a lower learning rate"):
+        run(tmp_path, replace(SHORT, lr=1e30), save_minutes=save_minutes)
+
+    assert not (tmp_path / "model.safetensors").exists()
+    assert not (tmp_path / "log.jsonl").exists()
+    if save_minutes == 0:
+        assert all(W.isfinite().all() for W in weights(tmp_path).values())
+
+
 def test_a_budget_of_time_ends_a_run(tmp_path):
     """After as many minutes, whatever the games; and the learning rate has fallen by then."""
     assert run(tmp_path / "run", replace(SHORT, games=None, minutes=0.02))
@@ -237,6 +280,26 @@ def test_a_budget_of_time_ends_a_run(tmp_path):
     assert 1.2 <= trainer.seconds < 10
     assert trainer.progress == 1
     assert trainer.optimizers[0].param_groups[0]["lr"] < 0.5 * SHORT.lr
+
+
+def test_a_resumed_run_can_have_another_budget_and_its_card_tells(tmp_path):
+    """In place of the old one, also of the other kind; one that is spent is an error."""
+    assert run(tmp_path, replace(SHORT, games=8))
+    with pytest.raises(ValueError, match="has had 8 games and .* which count: give more than that"):
+        run(tmp_path, games=8)
+    assert run(tmp_path, games=16)
+    minutes = Trainer.load(tmp_path / "checkpoint.pt").seconds / 60 + 0.02
+    assert run(tmp_path, minutes=minutes)
+    trainer = Trainer.load(tmp_path / "checkpoint.pt")
+
+    assert trainer.games > 16
+    assert trainer.recipe == replace(SHORT, games=None, minutes=minutes)
+    first, *then = (tmp_path / "README.md").read_text().split("made\n\n    ")[1].splitlines()[:3]
+    assert "games=8" in first
+    assert then == [
+        "    othello-gpt train --resume FOLDER --games 16  # after 8 games",
+        f"    othello-gpt train --resume FOLDER --minutes {minutes}  # after 16 games",
+    ]
 
 
 def test_training_can_start_from_weights(tmp_path):
@@ -263,12 +326,21 @@ def test_the_weights_that_are_saved_are_the_trained_ones_in_half_precision(tmp_p
     assert repr(SHORT) in card
 
 
-def test_what_cannot_be_trained_is_named(tmp_path, capsys):
+def test_what_cannot_be_trained_is_named(tmp_path, capsys, monkeypatch):
     """Uneven shares, nothing to evaluate on, folders in the way, checkpoints that are none, a changed recipe."""
     with pytest.raises(ValueError, match="`batch` is 4, which 3 processes cannot share equally"):
         Games(0, 4, 0, 3)
     with pytest.raises(ValueError, match="`held_out` is 0, but the card needs at least one game"):
         train(tmp_path / "run", SHORT, held_out=0)
+    for options in ({"workers": -1}, {"save_minutes": math.nan}, {"save_minutes": -1}):
+        with pytest.raises(ValueError, match="but both must be 0 or more"):
+            train(tmp_path / "run", SHORT, **options)
+    with monkeypatch.context() as patch:
+        patch.setenv("RANK", "1")
+        patch.delenv("WORLD_SIZE", raising=False)
+        with pytest.raises(ValueError, match="not WORLD_SIZE: start with torchrun.* or unset RANK"):
+            run(tmp_path / "run", SHORT)
+    assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="no run in .* to go on with"):
         run(tmp_path / "nothing")
     (tmp_path / "checkpoint.pt").touch()

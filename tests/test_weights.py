@@ -1,6 +1,7 @@
 """Checkpoints: conversion against the reference, folding that moves nothing, and every way to be wrong."""
 
 import hashlib
+import os
 import pickle
 from dataclasses import replace
 
@@ -203,9 +204,15 @@ def test_everything_wrong_with_a_checkpoint_is_listed_at_once():
 
 def test_heads_that_do_not_divide_are_an_error():
     """The minGPT layout does not say how many there are; nor do tensors of other axes say any size."""
-    with pytest.raises(WeightsError, match="3 heads do not divide.*give `n_heads=`"):
-        convert(to_mingpt(random_model(SMALL)), n_heads=3)
+    for n_heads in (3, 0, -2):
+        with pytest.raises(WeightsError, match=f"{n_heads} heads do not divide.*give `n_heads=`"):
+            convert(to_mingpt(random_model(SMALL)), n_heads)
     ours = dict(random_model(SMALL).state_dict())
+    for n_heads in (3, 0):
+        with pytest.raises(
+            WeightsError, match=f"`n_heads` is {n_heads}, but .* has 8 .* leave it out"
+        ):
+            load_pretrained(n_heads=n_heads)
     for name, wrong in (
         ("W_E", (1, 2, 3)),
         ("blocks.0.attn.W_Q", (8, 8)),
@@ -298,6 +305,16 @@ def test_sources_and_configs_that_cannot_be_are_named(tmp_path):
         load_pretrained(tmp_path / "model" / "model.safetensors", sha256="00")
 
 
+def test_a_wrong_hash_leaves_files_of_ones_own(tmp_path):
+    """Also in a folder named as those of the hub's cache are."""
+    folder = tmp_path / "snapshots" / "run"
+    save_pretrained(random_model(SMALL), folder)
+
+    with pytest.raises(WeightsError, match="Fetch it again"):
+        load_pretrained(folder, sha256="00")
+    assert load_pretrained(folder).cfg == SMALL
+
+
 def test_shards_hold_the_same_model_and_replace_what_was_there(tmp_path):
     """As on the hub: an index and files of at most so many bytes; saved again whole, they are gone."""
     model = random_model(SMALL)
@@ -318,6 +335,45 @@ def test_shards_hold_the_same_model_and_replace_what_was_there(tmp_path):
         load_pretrained(tmp_path)
     save_pretrained(model, tmp_path)
     assert not list(tmp_path.glob("model-*"))
+
+
+def test_shards_of_two_models_do_not_load(tmp_path, monkeypatch):
+    """A save over other shards that is broken off in the middle leaves nothing that could be taken for either."""
+    save_pretrained(random_model(SMALL, 0), tmp_path, shard_bytes=2500)
+    replace_file, replaced = os.replace, []
+
+    def broken_off(partial, path):
+        if len(replaced) == 2:
+            raise KeyboardInterrupt
+        replaced.append(path)
+        replace_file(partial, path)
+
+    monkeypatch.setattr(os, "replace", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        save_pretrained(random_model(SMALL, 1), tmp_path, shard_bytes=2500)
+    with pytest.raises(WeightsError, match="has no model.safetensors"):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[1]",
+        "{}",
+        '{"weight_map": {}}',
+        '{"weight_map": ["a"]}',
+        '{"weight_map": {"W_E": 3}}',
+        '{"weight_map": {"W_E": [3]}}',
+        '{"weight_map": {"W_E": "a/b"}}',
+    ],
+)
+def test_what_is_no_index_of_shards_says_so(tmp_path, content):
+    """Cut short, of another shape, or without names of files beside it."""
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+
+    with pytest.raises(WeightsError, match="is no index of shards .* fetch it again"):
+        load_pretrained(tmp_path)
 
 
 def test_half_precision_is_stored_as_such(tmp_path):
