@@ -326,9 +326,7 @@ def _two_layers(W: Tensor, b: Tensor, hidden: int, generator: torch.Generator) -
     """
     n = min(hidden // 2, int(torch.linalg.matrix_rank(W, rtol=1e-4).max()))
     U = torch.linalg.svd(W, full_matrices=False).U[..., :n]
-    U = (
-        U * U.sum(1, keepdim=True).sign()
-    )  # else rounding decides, and ranks could differ from one process
+    U = U * U.sum(1, keepdim=True).sign()  # else rounding decides, and ranks of a run could differ
     written = U.mT @ W
     n_layers, d_model, n_columns = W.shape
     others = torch.randn(n_layers, d_model, hidden - 2 * n, generator=generator).to(W)

@@ -281,9 +281,7 @@ def train(
                 trainer.model, device_ids=ids, broadcast_buffers=False
             )
         finished = _run(trainer, folder, workers, save_minutes)
-        trainer.forward = (
-            trainer.model
-        )  # the wrapper holds the group, whose threads must end with it
+        trainer.forward = trainer.model  # the wrapper holds the group, and the group has threads
         if finished and is_first_process():
             save_trained(trainer, folder, held_out)
         if dist.is_initialized():
