@@ -114,7 +114,10 @@ def placed(margin: float) -> Change:
 
 
 def injected(margin: float) -> Change:
-    """The same as `placed`, but by the shortest step that leaves the probe's reading of all other squares as it is."""
+    """The same as `placed`, but by the shortest step that leaves the probe's reading of all other squares as it is.
+
+    The logit of the square's third class, less the mean of the three, stays too.
+    """
 
     def change(resid: Tensor, probe: Probe, wanted: Wanted) -> Tensor:
         direction, offset = _contrast(probe, wanted)

@@ -9,7 +9,8 @@ false positives and false negatives, by either of the two published definitions:
 An edit could be scored well by breaking things, so beside the errors against the edited board stand those
 against the true one, the probability of moves that became legal, ceased to be, or never were, what a probe makes
 of the squares that nobody touched, and the same edit made harmless: asked to leave the square as it is, in a
-random direction of the same length, and after the last block, where no layer is left to read it.
+random direction of the same length, and at the embeddings, by their own probe, where there is no board yet. (After
+the last block an edit is not harmless: the unembedding still reads it, and reorders the improbable moves.)
 """
 
 from collections.abc import Iterable, Sequence
@@ -112,12 +113,12 @@ def random_beside(change: Change, seed: int = 0) -> Change:
     return randomly
 
 
-def controls(preset: Preset, n_layers: int) -> dict[str, Preset]:
-    """The edit made harmless in three ways: nothing asked for, nowhere to go, nobody to read it."""
+def controls(preset: Preset) -> dict[str, Preset]:
+    """The edit made harmless in three ways: nothing asked for, nowhere to go, nothing there to edit."""
     return {
         "sham": replace(preset, change=sham(preset.change)),
         RANDOM: replace(preset, change=random_beside(preset.change)),
-        "wrong layer": replace(preset, layers=(n_layers - 1,), site=None, probe_layer=None),
+        "wrong layer": replace(preset, layers=(-1,), site=None, probe_layer=None),
     }
 
 
@@ -180,26 +181,31 @@ def benchmark(
 
     Args:
         probes: of empty, theirs and mine, of all layers: they guide the edits, and the last reads the outcome.
+            That of the embeddings (-1) guides a control.
         edits: by default all of `intervene.presets`.
     """
-    last = model.cfg.n_layers - 1
-    reader = next((probe for probe in probes if probe.layer == last), None)
-    if reader is None:
+    by_layer, last = {probe.layer: probe for probe in probes}, model.cfg.n_layers - 1
+    if last not in by_layer:
         raise ValueError(
             f"`probes` has none of layer {last}, which reads what the edits have done."
+        )
+    if with_controls and -1 not in by_layer:
+        raise ValueError(
+            "`probes` has none of the embeddings (layer -1), which guides the control at the wrong layer: add it, "
+            "or leave the controls out by `with_controls=False`."
         )
     edits = presets(model).values() if edits is None else edits
     runs: list[tuple[str, str, Preset | None]] = [("null", "", None)]
     for preset in edits:
         runs.append((preset.name, "", preset))
         if with_controls:
-            named = controls(preset, model.cfg.n_layers).items()
+            named = controls(preset).items()
             runs += [(preset.name, name, control) for name, control in named]
     unedited = run_edited(model, cases, None, probes)
     rows = []
     for name, control, preset in shown(runs, "edits", progress):
         run = _run(model, cases, preset, probes, control)
-        found = outcome(cases, run, unedited, reader)
+        found = outcome(cases, run, unedited, by_layer[last])
         means = {what: bootstrap_mean(values) for what, values in found._asdict().items()}
         rows.append(Row(name, control, found, means))
     return Benchmark(len(cases), tuple(rows))

@@ -122,7 +122,7 @@ class LinearProbe(Probe):
 
     @classmethod
     def from_pretrained(cls, layer: int = 6) -> "LinearProbe":
-        """The probe of one layer that ships with the packaged model."""
+        """The probe of one layer (-1: of the embeddings) that ships with the packaged model."""
         return cls.load(SHIPPED, layer=layer)
 
     def logits(self, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 8 8 state"]:

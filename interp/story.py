@@ -101,8 +101,8 @@ class Story(NamedTuple):
 
 
 def shipped_probes() -> list[LinearProbe]:
-    """The probes of every layer that ship with the packaged model."""
-    return LinearProbe.load_all(SHIPPED)
+    """The probes after every block that ship with the packaged model."""
+    return [probe for probe in LinearProbe.load_all(SHIPPED) if probe.layer >= 0]
 
 
 @torch.no_grad()

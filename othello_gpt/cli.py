@@ -207,7 +207,7 @@ def _intervene(options: argparse.Namespace) -> int:
     from interp.cases import natural_cases, published_cases, unnatural_cases
     from interp.intervene import presets
     from interp.intervention_benchmark import benchmark
-    from interp.probes import fit_probes
+    from interp.probes import LinearProbe, train_probes
     from interp.story import shipped_probes
     from othello_gpt import OthelloGPT
 
@@ -223,9 +223,9 @@ def _intervene(options: argparse.Namespace) -> int:
     n = 200 if options.n is None else options.n
     cases = published_cases(options.cases) if options.cases else make(n, seed=2)
     if options.file is None:
-        probes = shipped_probes()
+        probes = [LinearProbe.from_pretrained(-1), *shipped_probes()]
     else:
-        probes = fit_probes(model, _random_games(options.games, seed=1), progress=progress)
+        probes = train_probes(model, _random_games(options.games, seed=1), progress=progress)
     edits = [known[name] for name in options.presets or known]
     print(benchmark(model, probes, cases, edits, progress=progress))
     return 0

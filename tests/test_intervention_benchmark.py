@@ -97,13 +97,14 @@ def test_the_random_control_steps_as_far_as_the_edit():
 def test_rows_are_the_edit_and_its_three_controls():
     """The unedited model first; the sham of a linear edit is the unedited model, to the last bit."""
     model = random_model(SMALL)
-    W = torch.randn(2, 16, 8, 8, 3).double()
-    probes = [LinearProbe(W[i], torch.zeros(8, 8, 3).double(), i, space="raw") for i in range(2)]
+    W = torch.randn(3, 16, 8, 8, 3).double()
+    zero = torch.zeros(8, 8, 3).double()
+    probes = [LinearProbe(W[i], zero, layer=i - 1, space="raw") for i in range(3)]
     edit = Preset("add", added(20.0), (0, 1))
     found = benchmark(model, probes, natural_cases(6, seed=2), [edit])
     by_name = {(row.preset, row.control): row for row in found.rows}
 
-    assert [row.control for row in found.rows[1:]] == ["", *controls(edit, 2)]
+    assert [row.control for row in found.rows[1:]] == ["", *controls(edit)]
     null, sham = by_name["null", ""].outcome, by_name["add", "sham"].outcome
     assert all(torch.equal(a, b) for a, b in zip(null, sham, strict=True))
     assert (by_name["add", ""].outcome.newly_legal != null.newly_legal).any()
@@ -113,28 +114,30 @@ def test_rows_are_the_edit_and_its_three_controls():
     with pytest.raises(
         ValueError, match="has none of layer 1, which reads what the edits have done"
     ):
-        benchmark(model, probes[:1], natural_cases(1, seed=2), [edit])
+        benchmark(model, probes[:2], natural_cases(1, seed=2), [edit])
+    with pytest.raises(ValueError, match=r"none of the embeddings \(layer -1\)"):
+        benchmark(model, probes[1:], natural_cases(1, seed=2), [edit])
 
 
 @pytest.mark.slow
 def test_edits_of_the_packaged_model_work_and_controls_do_not():
-    """Errors fall by more than half, against the truth they grow, and the controls stay near the null."""
+    """Errors fall by more than half, against the truth they grow, and every control stays near the null."""
     model = OthelloGPT.from_pretrained()
-    probes = [LinearProbe.from_pretrained(layer) for layer in range(8)]
-    known = presets(model)
-    edits = [known["set"], known["li_gradient"]]
-    found = benchmark(model, probes, natural_cases(60, seed=7), edits)
+    probes = [LinearProbe.from_pretrained(layer) for layer in range(-1, 8)]
+    found = benchmark(model, probes, natural_cases(60, seed=7))
     means = {(row.preset, row.control): row.means for row in found.rows}
     null = means["null", ""]["top_n"]
 
     assert 2 < null.value < 4
-    for edit in edits:
-        edited = means[edit.name, ""]
+    for name in ("set", "li_gradient"):
+        edited = means[name, ""]
         assert edited["top_n"].value < null.value / 2
         assert edited["top_n_before"].value > means["null", ""]["top_n_before"].high
         assert edited["landed"].value > 0.9
-        for control in ("sham", "random direction", "wrong layer"):
-            assert means[edit.name, control]["top_n"].high > null.low
+    for (name, control), of_control in means.items():
+        if control:
+            assert of_control["top_n"].high > null.low, (name, control)
+            assert of_control["top_n"].low < null.high, (name, control)
 
 
 @pytest.mark.slow
