@@ -76,9 +76,9 @@ def probe_table(
         untrained = OthelloGPT(model.cfg).to(model.device, model.dtype)
     trained = None
     if hidden is not None:
-        # small steps: larger ones find more of `black`, but leave two layers of `mine` just below one
+        # Eight times, since what two layers find of `black` is far from the discriminant where they start.
         trained = train_probes(
-            model, squares, targets=targets, hidden=hidden, epochs=4, lr=1e-3, progress=progress
+            model, squares, targets=targets, hidden=hidden, epochs=8, lr=3e-3, progress=progress
         )
     both = [*targets, *map(shuffled, targets)]
     fitted = fit_probes(model, squares, targets=both, progress=progress)
