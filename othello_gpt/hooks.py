@@ -61,16 +61,22 @@ class Hook:
     level: int | None = None
 
 
-class Sites(dict[str, Any]):
+class Sites:
     """What one module has to call at its sites: pairs of a function and its point, by the literals of the taps.
 
     A copied or unpickled one is empty.
     """
 
+    def __init__(self) -> None:
+        self.calls: dict[str, tuple[tuple[HookFn, HookPoint], ...]] = {}
+
+    def __contains__(self, site: str) -> bool:
+        return site in self.calls
+
     def tap(self, site: str, value: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         """The value that goes on from this site: `value` itself unless a hook replaces it."""
-        if site in self:
-            for fn, point in self[site]:
+        if site in self.calls:
+            for fn, point in self.calls[site]:
                 try:
                     replacement = fn(value, hook=point)
                 except Exception as error:
@@ -133,11 +139,12 @@ class HookRegistry:
                     "sites. Make that a subclass of `othello_gpt.hooks.Tapped` with the same taps, or choose "
                     "other sites."
                 )
-            self.hooks[site], module.sites[name] = hooks, _calls(hooks, self.point(site))
+            self.hooks[site] = hooks
+            module.sites.calls[name] = _calls(hooks, self.point(site))
         else:
             del self.hooks[site]
             if module is not None:
-                module.sites.pop(name, None)  # another module may stand there by now
+                module.sites.calls.pop(name, None)  # another module may stand there by now
 
     @contextmanager
     def attached(self, hooks: Iterable[tuple[str, Hook]]) -> Iterator[None]:
@@ -157,7 +164,9 @@ def _calls(hooks: Sequence[Hook], point: HookPoint) -> tuple[tuple[HookFn, HookP
     """What a tap calls, in order; the activation's own hooks come first, so that its gradient is that after them."""
     calls = [(hook.fn, point) for hook in hooks if not hook.backward]
     if backward := tuple((hook.fn, point) for hook in hooks if hook.backward):
-        calls.append((partial(_with_gradient_hooks, Sites({point.name: backward})), point))
+        sites = Sites()
+        sites.calls[point.name] = backward
+        calls.append((partial(_with_gradient_hooks, sites), point))
     return tuple(calls)
 
 
@@ -273,7 +282,7 @@ class _EverySite(Sites):
     def __init__(self, path: str, names: list[str]) -> None:
         self.path, self.names = path, names
 
-    def __contains__(self, site: object) -> bool:
+    def __contains__(self, site: str) -> bool:
         return True
 
     def tap(self, site: str, value: Tensor) -> Tensor:
