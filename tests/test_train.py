@@ -155,6 +155,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch):
 
 def test_a_signal_in_the_first_step_ends_the_run_at_once(tmp_path, monkeypatch):
     """It may be compiling, and there is nothing to save."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in jobs of the background
     monkeypatch.setattr(Trainer, "step", lambda *_: signal.raise_signal(signal.SIGINT))
 
     with pytest.raises(KeyboardInterrupt):
