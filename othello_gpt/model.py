@@ -344,9 +344,9 @@ class OthelloGPT(Tapped):
             keepers = [Hook(keep)] + [Hook(keep_grad, backward=True)] * (grad_of is not None)
             with self.registry.attached((site, hook) for site in sites for hook in keepers):
                 logits = self(tokens, **options)
-            last = next(reversed(kept), None)
-            if detach and last is not None and kept[last].data_ptr() == logits.data_ptr():
-                kept[last] = kept[last].clone()  # the run returns it, for the caller to edit
+            last = next(reversed(kept), "")
+            if detach and last.endswith(("hook_resid_post", "unembed.hook_out")):
+                kept[last] = kept[last].clone()  # the run may return it, for the caller to edit
             if grad_of is not None:
                 grad_of(logits).backward()
         return logits, ActivationCache(kept, self.cfg.n_layers)
