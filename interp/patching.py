@@ -337,7 +337,7 @@ def sweep_games(
         metric.check(len(games))
     with _bar(sum(result.numel() for result in results.values()), progress) as bar:
         for some, max_rows in chunks(model, games, memory, n_spaces):
-            earlier = None
+            earlier, index = None, torch.tensor(some)
             for batch in replay(model, base(some), sites, spaces, max_rows):
                 if not batch.branches:
                     n_before = len(games[some[0]]) - 1
@@ -347,7 +347,7 @@ def sweep_games(
                 for branch, parts, own in batch.of_each(effects):
                     site, layer = branch.key
                     shape = (len(some), parts.stop - parts.start, n_spaces)
-                    results[site][some, layer, parts] = own.reshape(shape)
+                    results[site][:, layer, parts].index_copy_(0, index, own.reshape(shape))
                 bar.update(effects.numel())
     return shaped_results(results, within, one, model.device)
 
@@ -543,9 +543,10 @@ def _check_cache(
             "games of one length, in the same order."
         )
     block, rounding = model.blocks[0], torch.finfo(model.dtype).eps ** 0.5
-    for (clean, _), held in zip(pairs, cache["k", 0], strict=True):
-        k = into_heads(block.ln1(model.embed(clean)), block.attn.W_K, block.attn.b_K)[0]
-        if (k - held).abs().max() > rounding * k.abs().max():
+    for some in slices(len(pairs), 64):
+        clean = torch.stack([clean for clean, _ in pairs[some]])
+        k = into_heads(block.ln1(model.embed(clean)), block.attn.W_K, block.attn.b_K)
+        if (k - cache["k", 0][some]).abs().max() > rounding * k.abs().max():
             raise ValueError(
                 "`clean_cache` is of other games than `clean`: its keys differ. When `clean` and `corrupted` "
                 "change places, the cache must be of the new clean games too."

@@ -75,9 +75,8 @@ def labelled_activations(
     game, pos = (counted & inside).nonzero(as_tuple=True)
     resid = residual_stream(model, games_to_tokens(squares)[:, : model.cfg.n_ctx], layers)
     resid = resid[:, game, pos]
-    finite = resid.isfinite().all(-1)
-    if not finite.all():
-        layer, n = (~finite).nonzero()[0].tolist()
+    if not resid.sum().isfinite() and len(strange := (~resid.isfinite().all(-1)).nonzero()):
+        layer, n = strange[0].tolist()
         moves = map(square_to_label, squares[game[n], : pos[n] + 1].tolist())
         raise ValueError(
             f"activations after layer {layers[layer]} are not finite after the moves {' '.join(moves)}: "
@@ -109,7 +108,7 @@ def fit_probes(
     layers: Sequence[int] | None = None,
     positions: slice = EVERYWHERE,
     ridge: float = 1e-4,
-    batch_size: int = 64,
+    batch_size: int = 32,
     progress: bool = False,
 ) -> list[LinearProbe]:
     """Linear discriminants of every square, in closed form from one pass: target by target, layer by layer.

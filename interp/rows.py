@@ -11,11 +11,12 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from othello_gpt import GPTConfig, OthelloGPT
-from othello_gpt.model import Attention, from_heads, into_heads
+from othello_gpt.model import Attention, LayerNorm, from_heads, into_heads
 
 SITES = (
     "embed",
@@ -166,10 +167,15 @@ def half_block(
     layer, is_mlp = divmod(place, 2)
     block = model.blocks[layer]
     if is_mlp:
-        post = block.mlp.neurons(block.ln2(rows))
+        post = block.mlp.neurons(_normalized(block.ln2, rows))
         return post, block.mlp.write(post)
-    z, past[layer] = _attend(block.attn, block.ln1(rows), n_before, past[layer])
+    z, past[layer] = _attend(block.attn, _normalized(block.ln1, rows), n_before, past[layer])
     return z, from_heads(z, block.attn.W_O, block.attn.b_O)
+
+
+def _normalized(ln: LayerNorm, rows: Tensor) -> Tensor:
+    """What `ln` makes of the rows, in one operation, as nobody listens."""
+    return F.layer_norm(rows, ln.w.shape, ln.w, ln.b, ln.eps)
 
 
 def _attend(
@@ -188,10 +194,10 @@ def _attend(
     if n_before:  # a position before the last sees those before it, and below itself
         unseen = torch.ones(n_before, n_before, dtype=torch.bool, device=x.device).triu()
         past_scores[:, :, :n_before].masked_fill_(unseen, -torch.inf)
-    own_score = (q * k).sum(-1).transpose(1, 2)[..., None]  # [pair, head, row, 1]
+    own_score = torch.linalg.vecdot(q, k).transpose(1, 2)[..., None]  # [pair, head, row, 1]
     pattern = (torch.cat([past_scores, own_score], -1) / q.shape[-1] ** 0.5).softmax(-1)
     z = (pattern[..., :-1] @ past[1].transpose(1, 2)).transpose(1, 2)
-    return z + pattern[..., -1].transpose(1, 2)[..., None] * v, past
+    return z.addcmul(pattern[..., -1].transpose(1, 2)[..., None], v), past
 
 
 def branches_at(
