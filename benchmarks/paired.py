@@ -30,6 +30,8 @@ class Comparison(NamedTuple):
     ratio_low: float
     ratio_high: float
     pairs: int
+    # ours less other, between the lower quartiles of their times: what else runs on a machine only adds
+    overhead_ms: float | None = None
 
     def __str__(self) -> str:
         return (
@@ -64,8 +66,11 @@ def compare(
     low, _, high = (
         statistics.quantiles(ratios, n=4, method="inclusive") if pairs > 1 else 3 * ratios
     )
-    medians = [1e3 * statistics.median(side) for side in zip(*seconds, strict=True)]
-    return Comparison(name, medians[0], medians[1], statistics.median(ratios), low, high, pairs)
+    sides = [sorted(1e3 * turn[side] for turn in seconds) for side in (0, 1)]
+    medians = map(statistics.median, sides)
+    undisturbed = [side[pairs // 4] for side in sides]
+    overhead = undisturbed[0] - undisturbed[1]
+    return Comparison(name, *medians, statistics.median(ratios), low, high, pairs, overhead)
 
 
 def _seconds(call: Callable[[], Any], times: int, clock: Callable[[], float]) -> float:

@@ -139,16 +139,26 @@ def pyvene(twin: OthelloGPT) -> Peer:
 
 
 def baukit(twin: OthelloGPT) -> Peer:
-    from baukit import Trace
+    from baukit import Trace, TraceDict
+
+    modules = [name for name, _ in twin.named_modules() if name]
 
     def edited(edit):
         def run(tokens):
-            with Trace(twin, "blocks.3.attn", edit_output=edit):
+            with Trace(twin, "blocks.3.attn", retain_output=False, edit_output=edit):
                 return twin(tokens)
 
         return run
 
-    return Peer(twin, edited(lambda out: out), None, None, edited(blank))
+    def no_op_all(tokens):
+        with TraceDict(twin, modules, retain_output=False, edit_output=lambda output: output):
+            return twin(tokens)
+
+    def cache_all(tokens):
+        with TraceDict(twin, modules):
+            return twin(tokens)
+
+    return Peer(twin, edited(lambda output: output), no_op_all, cache_all, edited(blank))
 
 
 def installed(model: OthelloGPT, twin: OthelloGPT) -> dict[str, Peer]:

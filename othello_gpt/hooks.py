@@ -62,13 +62,13 @@ class Hook:
 
 
 class Sites:
-    """What one module has to call at its sites: pairs of a function and its point, by the literals of the taps.
+    """What one module has to call at its sites, a function and its point by the literal of the tap.
 
     A copied or unpickled one is empty.
     """
 
     def __init__(self) -> None:
-        self.calls: dict[str, tuple[tuple[HookFn, HookPoint], ...]] = {}
+        self.calls: dict[str, tuple[HookFn, HookPoint]] = {}
 
     def __contains__(self, site: str) -> bool:
         return site in self.calls
@@ -76,14 +76,14 @@ class Sites:
     def tap(self, site: str, value: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         """The value that goes on from this site: `value` itself unless a hook replaces it."""
         if site in self.calls:
-            for fn, point in self.calls[site]:
-                try:
-                    replacement = fn(value, hook=point)
-                except Exception as error:
-                    error.add_note(f"raised by a hook on '{point.name}'")
-                    raise
-                if replacement is not None:
-                    value = _same_kind(replacement, value, point.name)
+            fn, point = self.calls[site]
+            try:
+                replacement = fn(value, hook=point)
+            except Exception as error:
+                error.add_note(f"raised by a hook on '{point.name}'")
+                raise
+            if replacement is not None:
+                return _same_kind(replacement, value, point.name)
         return value
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
@@ -140,7 +140,7 @@ class HookRegistry:
                     "other sites."
                 )
             self.hooks[site] = hooks
-            module.sites.calls[name] = _calls(hooks, self.point(site))
+            module.sites.calls[name] = _as_one(hooks), self.point(site)
         else:
             del self.hooks[site]
             if module is not None:
@@ -160,14 +160,27 @@ class HookRegistry:
         return {"hooks": {}, "points": {}, "_root": self._root}
 
 
-def _calls(hooks: Sequence[Hook], point: HookPoint) -> tuple[tuple[HookFn, HookPoint], ...]:
-    """What a tap calls, in order; the activation's own hooks come first, so that its gradient is that after them."""
-    calls = [(hook.fn, point) for hook in hooks if not hook.backward]
-    if backward := tuple((hook.fn, point) for hook in hooks if hook.backward):
-        sites = Sites()
-        sites.calls[point.name] = backward
-        calls.append((partial(_with_gradient_hooks, sites), point))
-    return tuple(calls)
+def _as_one(hooks: Sequence[Hook]) -> HookFn:
+    """What a tap calls for these; the activation's own hooks come first, so that its gradient is that after them."""
+    fns = [hook.fn for hook in hooks if not hook.backward]
+    if backward := [hook.fn for hook in hooks if hook.backward]:
+        fns.append(partial(_with_gradient_hooks, _in_turn(backward)))
+    return _in_turn(fns)
+
+
+def _in_turn(fns: Sequence[HookFn]) -> HookFn:
+    """A function that calls these in order, each with what the one before it made of the value."""
+    if len(fns) == 1:
+        return fns[0]
+
+    def call(value: Tensor, *, hook: HookPoint) -> Tensor:
+        for fn in fns:
+            replacement = fn(value, hook=hook)
+            if replacement is not None:
+                value = _same_kind(replacement, value, hook.name)
+        return value
+
+    return call
 
 
 class HookHandle:
@@ -187,11 +200,11 @@ class HookHandle:
         self.remove()
 
 
-def _with_gradient_hooks(sites: Sites, value: Tensor, *, hook: HookPoint) -> Tensor:
-    """The same value, whose gradient the hooks see, in order, when somebody calls `.backward()` on this run.
+def _with_gradient_hooks(fn: HookFn, value: Tensor, *, hook: HookPoint) -> Tensor:
+    """The same value, whose gradient `fn` sees when somebody calls `.backward()` on this run.
 
-    It is a tensor of its own, so that its gradient counts what comes after this site and nothing else. The
-    hooks get a copy of that, since autograd may hand one gradient to several tensors.
+    It is a tensor of its own, so that its gradient counts what comes after this site and nothing else. `fn` gets
+    a copy of that, since autograd may hand one gradient to several tensors.
     """
     if not torch.is_grad_enabled():
         raise RuntimeError(
@@ -199,7 +212,9 @@ def _with_gradient_hooks(sites: Sites, value: Tensor, *, hook: HookPoint) -> Ten
             "Run the model outside `torch.no_grad()`."
         )
     own = value.view_as(value) if value.requires_grad else value.detach().requires_grad_().clone()
-    own.register_hook(lambda gradient: sites.tap(hook.name, gradient.clone()))
+    gradients = Sites()
+    gradients.calls[hook.name] = fn, hook
+    own.register_hook(lambda gradient: gradients.tap(hook.name, gradient.clone()))
     return own
 
 
