@@ -194,7 +194,7 @@ def _attend(
     if n_before:  # a position before the last sees those before it, and below itself
         unseen = torch.ones(n_before, n_before, dtype=torch.bool, device=x.device).triu()
         past_scores[:, :, :n_before].masked_fill_(unseen, -torch.inf)
-    own_score = torch.linalg.vecdot(q, k).transpose(1, 2)[..., None]  # [pair, head, row, 1]
+    own_score = (q * k).sum(-1).transpose(1, 2)[..., None]  # [pair, head, row, 1]
     pattern = (torch.cat([past_scores, own_score], -1) / q.shape[-1] ** 0.5).softmax(-1)
     z = (pattern[..., :-1] @ past[1].transpose(1, 2)).transpose(1, 2)
     return z.addcmul(pattern[..., -1].transpose(1, 2)[..., None], v), past

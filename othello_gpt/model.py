@@ -134,7 +134,7 @@ def into_heads(
     b: Float[Tensor, "head d_head"],
 ) -> Float[Tensor, "*batch head d_head"]:
     """What each head reads: `x @ W[head] + b[head]` for all heads in one multiplication."""
-    return F.linear(x, W.transpose(0, 1).flatten(1).T, b.flatten()).unflatten(-1, b.shape)
+    return F.linear(x, W.mT.flatten(0, 1), b.flatten()).unflatten(-1, b.shape)
 
 
 def attention_scores(
