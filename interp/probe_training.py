@@ -75,6 +75,7 @@ def labelled_activations(
     game, pos = (counted & inside).nonzero(as_tuple=True)
     resid = residual_stream(model, games_to_tokens(squares)[:, : model.cfg.n_ctx], layers)
     resid = resid[:, game, pos]
+    # the sum is quick, and all is well where it is finite; a finite stream's may overflow
     if not resid.sum().isfinite() and len(strange := (~resid.isfinite().all(-1)).nonzero()):
         layer, n = strange[0].tolist()
         moves = map(square_to_label, squares[game[n], : pos[n] + 1].tolist())

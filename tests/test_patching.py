@@ -37,6 +37,7 @@ from interp.patching import (
 from interp.paths import path_sweep
 from othello_gpt import GPTConfig, OthelloGPT, get_act_name
 from othello_gpt.games import example_pair, games_to_tokens
+from othello_gpt.model import LayerNorm
 from othello_gpt.vocab import square_to_token
 
 ROOT = Path(__file__).parent.parent
@@ -98,6 +99,26 @@ def test_a_sweep_equals_the_plain_loop(model, tokens, last):
     for site in SITES:
         assert swept[site].shape == looped[site].shape
         assert torch.allclose(swept[site], looped[site], rtol=0, atol=1e-10), site
+
+
+@settings(max_examples=10)
+@given(models(), token_batches(max_batch=1), st.integers(0, 60))
+def test_a_sweep_runs_the_layer_norms_that_the_model_has(model, tokens, last):
+    """One exchanged for another, here without its scale, acts in the sweep as in the loop."""
+
+    class Centred(LayerNorm):
+        def forward(self, x):
+            return (x - x.mean(-1, keepdim=True)) * self.w + self.b
+
+    for block in model.blocks:
+        block.ln1 = block.ln2 = Centred(model.cfg).to(model.dtype)
+    other = tokens.clone()
+    other[0, -1] = last
+    swept = patch_sweep(model, tokens, other, last_log_prob)
+    looped = plain_loop(model, tokens, other, last_log_prob, swept)
+
+    for site, effects in swept.items():
+        assert torch.allclose(effects, looped[site], rtol=0, atol=1e-10), site
 
 
 @settings(max_examples=10)
