@@ -17,7 +17,7 @@ from interp.positions import Positions, positions_of
 from interp.rules import Rule
 from othello_gpt import ActivationCache, OthelloGPT
 from othello_gpt.games import games_to_tokens
-from othello_gpt.model import Attention, from_heads, into_heads
+from othello_gpt.model import Attention
 
 
 def replay_cache(
@@ -54,7 +54,7 @@ def ablated_logits(
         block = model.blocks[above]
         past = cache["k", above][game], cache["v", above][game]
         z = _attend(block.attn, block.ln1(resid), past, pos)
-        resid = resid + from_heads(z, block.attn.W_O, block.attn.b_O)
+        resid = resid + block.attn.write(z)
         resid = resid + block.mlp(block.ln2(resid))
     return model.unembed(resid)
 
@@ -68,9 +68,8 @@ def _attend(
     """z of each row, which sees its game's earlier positions as they were, and itself as it is."""
     rows = torch.arange(len(x), device=x.device)
     k, v = past[0].clone(), past[1].clone()
-    k[rows, pos] = into_heads(x, attn.W_K, attn.b_K)
-    v[rows, pos] = into_heads(x, attn.W_V, attn.b_V)
-    scores = torch.einsum("rhd,rkhd->rhk", into_heads(x, attn.W_Q, attn.b_Q), k)
+    q, k[rows, pos], v[rows, pos] = attn.read(x)
+    scores = torch.einsum("rhd,rkhd->rhk", q, k)
     later = torch.arange(k.shape[1], device=x.device) > pos[:, None, None]  # [row, 1, key_pos]
     pattern = (scores / k.shape[-1] ** 0.5).masked_fill(later, -torch.inf).softmax(-1)
     return torch.einsum("rhk,rkhd->rhd", pattern, v)

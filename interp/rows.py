@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from othello_gpt import GPTConfig, OthelloGPT
-from othello_gpt.model import Attention, LayerNorm, from_heads, into_heads
+from othello_gpt.model import Attention, LayerNorm
 
 SITES = (
     "embed",
@@ -170,7 +170,7 @@ def half_block(
         post = block.mlp.neurons(_normalized(block.ln2, rows))
         return post, block.mlp.write(post)
     z, past[layer] = _attend(block.attn, _normalized(block.ln1, rows), n_before, past[layer])
-    return z, from_heads(z, block.attn.W_O, block.attn.b_O)
+    return z, block.attn.write(z)
 
 
 def _normalized(ln: LayerNorm, rows: Tensor) -> Tensor:
@@ -187,9 +187,7 @@ def _attend(
     past: KeysAndValues | None,
 ) -> tuple[Float[Tensor, "pair row head d_head"], KeysAndValues]:
     """z of every row, which sees the positions before its own, and itself; and those positions' k and v."""
-    q = into_heads(x, attn.W_Q, attn.b_Q)
-    k = into_heads(x, attn.W_K, attn.b_K)
-    v = into_heads(x, attn.W_V, attn.b_V)
+    q, k, v = attn.read(x)
     if past is None:
         past = (k[:, :n_before].clone(), v[:, :n_before].clone())  # views would keep all rows
     past_scores = q.transpose(1, 2) @ past[0].permute(0, 2, 3, 1)  # [pair, head, row, key]

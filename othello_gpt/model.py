@@ -109,9 +109,8 @@ class Attention(Tapped):
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         tap = self.tap
-        q = tap("hook_q", into_heads(x, self.W_Q, self.b_Q))
-        k = tap("hook_k", into_heads(x, self.W_K, self.b_K))
-        v = tap("hook_v", into_heads(x, self.W_V, self.b_V))  # [batch, pos, head, d_head]
+        q, k, v = self.read(x)  # [batch, pos, head, d_head]
+        q, k, v = tap("hook_q", q), tap("hook_k", k), tap("hook_v", v)
 
         attn_scores = tap("hook_attn_scores", attention_scores(q, k, self.future))
         pattern = tap("hook_pattern", attn_scores.softmax(-1))  # rows sum to 1
@@ -120,7 +119,20 @@ class Attention(Tapped):
         if self.is_hooked("hook_result"):
             result = torch.einsum("bphd,hdm->bphm", z, self.W_O)  # each head's own write
             return self.tap("hook_result", result).sum(2) + self.b_O
-        return from_heads(z, self.W_O, self.b_O)
+        return self.write(z)
+
+    def read(
+        self, x: Float[Tensor, "*batch d_model"]
+    ) -> tuple[Float[Tensor, "*batch head d_head"], ...]:
+        """q, k and v of every head."""
+        q = into_heads(x, self.W_Q, self.b_Q)
+        k = into_heads(x, self.W_K, self.b_K)
+        v = into_heads(x, self.W_V, self.b_V)
+        return q, k, v
+
+    def write(self, z: Float[Tensor, "*batch head d_head"]) -> Float[Tensor, "*batch d_model"]:
+        """What all heads write together: the sum of `z[head] @ W_O[head]`, plus the bias."""
+        return F.linear(z.flatten(-2), self.W_O.flatten(0, 1).T, self.b_O)
 
 
 def _heads_parameter(cfg: GPTConfig) -> nn.Parameter:
@@ -156,15 +168,6 @@ def gathered_values(
     return torch.einsum("...hqk,...khd->...qhd", pattern, v)
 
 
-def from_heads(
-    z: Float[Tensor, "*batch head d_head"],
-    W_O: Float[Tensor, "head d_head d_model"],
-    b_O: Float[Tensor, " d_model"],
-) -> Float[Tensor, "*batch d_model"]:
-    """What all heads write together: the sum of `z[head] @ W_O[head]`, plus the bias."""
-    return F.linear(z.flatten(-2), W_O.flatten(0, 1).T, b_O)
-
-
 class MLP(Tapped):
     """Each position by itself: `d_mlp` neurons read with W_in, fire through a GELU, write with W_out."""
 
@@ -181,8 +184,12 @@ class MLP(Tapped):
     def neurons(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_mlp"]:
         """How strongly each neuron fires."""
         tap = self.tap
-        pre = tap("hook_pre", F.linear(x, self.W_in.T, self.b_in))
+        pre = tap("hook_pre", self.read(x))
         return tap("hook_post", F.gelu(pre))  # the exact GELU, not its tanh approximation
+
+    def read(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_mlp"]:
+        """What each neuron reads."""
+        return F.linear(x, self.W_in.T, self.b_in)
 
     def write(self, post: Float[Tensor, "*batch d_mlp"]) -> Float[Tensor, "*batch d_model"]:
         """What all neurons write together."""

@@ -20,14 +20,7 @@ from torch import Tensor
 
 from othello_gpt.cache import ActivationCache
 from othello_gpt.hooks import HookPoint, get_act_name
-from othello_gpt.model import (
-    Block,
-    OthelloGPT,
-    attention_scores,
-    from_heads,
-    gathered_values,
-    into_heads,
-)
+from othello_gpt.model import Block, OthelloGPT, attention_scores, gathered_values
 
 Metric = Callable[[Float[Tensor, "batch pos d_vocab"]], Any]
 PatchSetter = Callable[[Tensor, Sequence[int], Tensor], Tensor]
@@ -222,12 +215,10 @@ class _Rows:
         q = self.run["q", layer][:, first:].repeat(n_patches, 1, 1, 1, 1)
         k = self.run["k", layer].repeat(n_patches, 1, 1, 1, 1)
         v = self.run["v", layer].repeat(n_patches, 1, 1, 1, 1)  # [patch, batch, pos, head, d_head]
-        q[where[..., first:]] = into_heads(x, attn.W_Q, attn.b_Q)
-        k[where] = into_heads(x, attn.W_K, attn.b_K)
-        v[where] = into_heads(x, attn.W_V, attn.b_V)
+        q[where[..., first:]], k[where], v[where] = attn.read(x)
         pattern = attention_scores(q, k, attn.future).softmax(-1)
         z = gathered_values(pattern, v)[where[..., first:]]
-        return from_heads(z, attn.W_O, attn.b_O)
+        return attn.write(z)
 
 
 def _stream_after(
@@ -247,7 +238,7 @@ def _stream_after(
         scores = attention_scores(q, k, block.attn.future)
     pattern = patched if site == "pattern" else scores.softmax(-1)
     z = patched if site == "z" else gathered_values(pattern, v)
-    attn_out = from_heads(z, block.attn.W_O, block.attn.b_O)
+    attn_out = block.attn.write(z)
     return "resid_mid", run["resid_pre", layer] + attn_out
 
 
