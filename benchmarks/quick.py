@@ -7,7 +7,15 @@ from pathlib import Path
 
 from interp import plots
 
-NAMES = ("bench_hooks", "bench_cache", "bench_compile", "bench_peers", "bench_sweep", "bench_board")
+NAMES = (
+    "bench_hooks",
+    "bench_cache",
+    "bench_compile",
+    "bench_peers",
+    "bench_sweep",
+    "bench_packing",
+    "bench_board",
+)
 
 
 def main() -> int:
