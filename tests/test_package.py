@@ -25,6 +25,7 @@ ORDER = [
     "othello_gpt.cache",
     "othello_gpt.games",
     "othello_gpt.model",
+    "othello_gpt.packing",
     "othello_gpt.weights",
     "othello_gpt.evaluate",
     "othello_gpt.recipe",
