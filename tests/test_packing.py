@@ -84,7 +84,7 @@ def test_sweeps_are_the_models():
 
 @torch.no_grad()
 def test_changed_weights_are_packed_again():
-    """Changed in place in the packed model or in its original, and replaced by others."""
+    """Changed in place, in the packed model or in its original, and loaded over."""
     model = model_of_floats()
     fast = packed(model)
     seen = [fast(TOKENS)]
@@ -228,11 +228,11 @@ def test_hooks_act_on_the_packed_model_and_stay_where_they_were():
         return activation * 0
 
     with model.hooks([("blocks.1.mlp.hook_pre", silence)]):
-        fast, hooked = packed(model), model(TOKENS)
+        fast, silenced = packed(model), model(TOKENS)
 
     close(fast(TOKENS), model(TOKENS))
-    close(fast.run_with_hooks(TOKENS, [("blocks.1.mlp.hook_pre", silence)]), hooked)
-    assert not torch.allclose(fast(TOKENS), hooked)
+    close(fast.run_with_hooks(TOKENS, [("blocks.1.mlp.hook_pre", silence)]), silenced)
+    assert not torch.allclose(fast(TOKENS), silenced)
 
 
 @torch.no_grad()
