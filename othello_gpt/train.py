@@ -15,8 +15,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from itertools import chain, count, islice
 from pathlib import Path
@@ -74,8 +74,11 @@ class Games(Dataset):
         )
         return Batch(*(tensor.unflatten(0, numbers.shape) for tensor in tensors))
 
-    def batches(self, first_step: int, workers: int) -> Iterator[Batch]:
-        """The games of `first_step` and of all steps after it, made ahead of time by other processes."""
+    def batches(self, first_step: int, workers: int) -> Generator[Batch, None, None]:
+        """The games of `first_step` and of all steps after it, made ahead of time by other processes.
+
+        Close it when enough games were made: the interpreter waits for these processes, which heed no signal.
+        """
         blocks = DataLoader(
             self,
             batch_size=None,  # each item is a block
@@ -84,7 +87,7 @@ class Games(Dataset):
             worker_init_fn=_leave_group,
         )
         steps = chain.from_iterable(map(Batch, *block) for block in blocks)
-        return islice(steps, first_step % self.steps, None)
+        yield from islice(steps, first_step % self.steps, None)
 
 
 def _leave_group(worker: int) -> None:
@@ -355,8 +358,11 @@ def _run(trainer: Trainer, folder: Path, workers: int, save_minutes: float) -> b
     recipe = trainer.recipe
     ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     games = Games(recipe.seed, recipe.batch, *ranks)
-    batches = games.batches(trainer.steps, workers)
-    with _stop_signals(trainer) as received, _Log(trainer, folder / "log.jsonl") as log:
+    with (
+        closing(games.batches(trainer.steps, workers)) as batches,
+        _stop_signals(trainer) as received,
+        _Log(trainer, folder / "log.jsonl") as log,
+    ):
         stopped, saved, clock = False, time.monotonic(), time.monotonic()
         while trainer.progress < 1 and not stopped:
             start = time.monotonic()
