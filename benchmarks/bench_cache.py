@@ -1,18 +1,17 @@
 """What does keeping activations cost: all sites, the residual streams, one site?
 
 Against the forward pass of the tapless twin (`twin.py`), at the published size. A cache holds the activations
-themselves, not copies, so what remains is the memory that is not given back: page faults, not arithmetic.
-Once more, therefore, with an allocator that keeps what is freed, as `MALLOC_TRIM_THRESHOLD_=8589934592` together
-with `MALLOC_MMAP_MAX_=0` in the environment makes it.
+themselves, not copies, so what remains is fresh memory: page faults, not arithmetic. Once more, therefore, after
+`keep_freed_memory()`.
 """
-
-import ctypes
 
 import torch
 from paired import QUICK, Comparison, compare, peak_mib, report
 from twin import model_and_twin
 
-SHAPES = [(1, 20, 60)] if QUICK else [(1, 20, 200), (50, 59, 12), (256, 59, 4)]
+from othello_gpt.memory import keep_freed_memory
+
+SHAPES = [(1, 20, 60)] if QUICK else [(1, 20, 200), (50, 59, 24), (256, 59, 4)]
 FILTERS = {
     "all sites": None,
     "resid_post": lambda name: name.endswith("resid_post"),
@@ -44,13 +43,6 @@ def main() -> None:
 
 def row(label: str, model, twin, tokens, names, pairs: int) -> Comparison:
     return compare(label, lambda: model.run_with_cache(tokens, names), lambda: twin(tokens), pairs)
-
-
-def keep_freed_memory() -> bool:
-    """Tells the allocator to give nothing back to the kernel; False where it is not glibc's."""
-    trim_threshold, mmap_max = -1, -4  # glibc's names for these settings
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and mallopt(trim_threshold, 2**31 - 1) == mallopt(mmap_max, 0) == 1
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from othello_gpt.vocab import values_on_board
 ROOT = Path(__file__).parent.parent
 ORDER = [
     "othello_gpt.vocab",
+    "othello_gpt.memory",
     "othello_gpt.hooks",
     "othello_gpt.board",
     "othello_gpt.bootstrap",
