@@ -7,6 +7,7 @@ import time
 
 import torch
 from paired import QUICK, compare, report
+from random_pair import random_pair
 from twin import model_and_twin
 
 from interp.patching import patch_sweep, patching_metric
@@ -17,8 +18,7 @@ from othello_gpt.packing import packed
 def main() -> None:
     model, _ = model_and_twin()
     fast = packed(model)
-    clean = torch.randint(1, 60, (1, 21))
-    corrupted = torch.cat([clean[:, :-1], clean[:, -1:] + 1], 1)
+    clean, corrupted = random_pair()
     metric = patching_metric(model(clean), model(corrupted), 7)
     cache = model.run_with_cache(clean)[1]
     start = time.process_time()

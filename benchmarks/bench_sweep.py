@@ -2,14 +2,13 @@
 
 Published size, random weights, pairs of 21 moves, one thread; the corrupted run's own pass is counted in, and
 where it says so the clean run's keys and values are given, as in the exercise, and the weights are packed
-(`othello_gpt.packing`; once a model, `packing_ms`). The loop is TransformerLens's where it is installed, and this
-library's own otherwise; for 64 heads and for 16 384 neurons it is timed on a sample and scaled.
+(`othello_gpt.packing`; once a model, which `bench_packing.py` times). The loop is TransformerLens's where it is
+installed, and this library's own otherwise; for 64 heads and for 16 384 neurons it is timed on a sample and scaled.
 """
-
-import time
 
 import torch
 from paired import QUICK, Comparison, compare, peak_mib, report
+from random_pair import random_pair
 from twin import model_and_twin
 
 from interp.metrics import LastMetric
@@ -59,15 +58,12 @@ class Loop:
 @torch.no_grad()
 def main() -> None:
     model, _ = model_and_twin()
-    clean = torch.randint(1, 60, (1, 21))
-    corrupted = torch.cat([clean[:, :-1], clean[:, -1:] + 1], 1)
+    clean, corrupted = random_pair()
     metric = patching_metric(model(clean), model(corrupted), 7)
     peak = neuron_memory(model, clean, corrupted, metric)  # first, before anything else took memory
     loop = Loop(model, clean, corrupted, metric)
     cache, fast = model.run_with_cache(clean)[1], packed(model)
-    start = time.process_time()
-    fast(clean)
-    packing_ms = round(1e3 * (time.process_time() - start))
+    fast(clean)  # packs
     ways = [
         ("", model, {}),
         (", keys and values given", model, {"clean_cache": cache}),
@@ -106,11 +102,7 @@ def main() -> None:
     assert worst < 1e-4, worst
     rows += many_pairs(model)
     report(
-        f"The sweep against {loop.name}.",
-        rows,
-        worst_difference=worst,
-        peak_mib_of_neurons=peak,
-        packing_ms=packing_ms,
+        f"The sweep against {loop.name}.", rows, worst_difference=worst, peak_mib_of_neurons=peak
     )
 
 
@@ -124,8 +116,7 @@ def scaled(row: Comparison, factor: float) -> Comparison:
 def many_pairs(model) -> list[Comparison]:
     """200 pairs x 16 sites, against the loop over the first few pairs, scaled; and with all games in each pass."""
     n, few = (20, 1) if QUICK else (200, 2)
-    clean = torch.randint(1, 60, (n, 21))
-    corrupted = torch.cat([clean[:, :-1], clean[:, -1:] + 1], 1)
+    clean, corrupted = random_pair(n)
     metric = LastMetric(lambda logits: logits.log_softmax(-1)[..., 7])
     swept = torch.cat([*patch_sweep(model, clean, corrupted, metric).values()], 1)
 

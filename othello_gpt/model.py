@@ -314,6 +314,8 @@ class OthelloGPT(Tapped):
     ) -> tuple[Any, ActivationCache]:
         """Logits, and the activations of the run.
 
+        On a CPU most of what a large cache costs is fresh memory, which `othello_gpt.memory.keep_freed_memory` saves.
+
         Args:
             tokens: as for the model itself.
             names_filter: which sites to keep: a name, several names, or a predicate on names; None keeps all
