@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
@@ -87,7 +88,11 @@ class Games(Dataset):
             worker_init_fn=_leave_group,
         )
         steps = chain.from_iterable(map(Batch, *block) for block in blocks)
-        yield from islice(steps, first_step % self.steps, None)
+        try:
+            yield from islice(steps, first_step % self.steps, None)
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the processes
+            raise
 
 
 def _leave_group(worker: int) -> None:
