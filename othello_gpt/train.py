@@ -90,7 +90,7 @@ class Games(Dataset):
         steps = chain.from_iterable(map(Batch, *block) for block in blocks)
         try:
             yield from islice(steps, first_step % self.steps, None)
-        except Exception as error:
+        except BaseException as error:  # also Ctrl-C
             traceback.clear_frames(error.__traceback__)  # they hold the processes
             raise
 

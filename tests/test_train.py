@@ -253,23 +253,34 @@ def test_the_threads_of_a_group_end_with_it(tmp_path):
 
 
 FAILING = """
-import sys
+import os, signal, sys, time
 from othello_gpt.train import Games, Recipe, GPTConfig, Trainer, train
 def fail(*_): raise ArithmeticError
+def interrupt(*_):
+    os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(1)  # the other process is waiting
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in jobs of the background
 {}
 train(sys.argv[1], Recipe(GPTConfig(1, 8, 2, 4, 8), games=4, batch=4), workers=1)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["Trainer.step", "Games.__getitem__"])
-def test_a_run_that_fails_leaves_no_process_behind(tmp_path, where):
+@pytest.mark.parametrize(
+    ("change", "status", "error"),
+    [
+        ("Trainer.step = fail", 1, "ArithmeticError"),
+        ("Games.__getitem__ = fail", 1, "ArithmeticError"),
+        ("Games.__getitem__ = interrupt", -signal.SIGINT, "KeyboardInterrupt"),
+    ],
+)
+def test_a_run_that_fails_leaves_no_process_behind(tmp_path, change, status, error):
     """Those that make games heed no signal to stop, and the interpreter would wait for them forever."""
-    run = [sys.executable, "-c", FAILING.format(f"{where} = fail"), tmp_path / "run"]
+    run = [sys.executable, "-c", FAILING.format(change), tmp_path / "run"]
     failed = subprocess.run(run, env=environment(), capture_output=True, text=True, timeout=60)
 
-    assert failed.returncode == 1
-    assert "ArithmeticError" in failed.stderr
+    assert failed.returncode == status
+    assert error in failed.stderr
 
 
 def test_the_log_tells_waiting_for_games_from_saving(tmp_path, monkeypatch):
