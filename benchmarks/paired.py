@@ -10,7 +10,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +32,12 @@ class Comparison(NamedTuple):
     pairs: int
     # ours less other, between the lower quartiles of their times: what else runs on a machine only adds
     overhead_ms: float | None = None
+
+    @classmethod
+    def median(cls, comparisons: Sequence["Comparison"]) -> "Comparison":
+        """Of several that compare the same, the median of every figure."""
+        name, *figures = zip(*comparisons, strict=True)
+        return cls(name[0], *map(statistics.median, figures))
 
     def __str__(self) -> str:
         return (

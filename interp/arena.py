@@ -160,7 +160,7 @@ def get_act_patch_resid_pre(
     """
 
     def patched(site: str, layer: int) -> Tensor:
-        def patch(activation: Tensor, *, hook: HookPoint) -> Tensor:
+        def patch(activation: Tensor, hook: HookPoint) -> Tensor:
             return patch_final_move_output(activation, hook, clean_cache)
 
         logits = model.run_with_hooks(corrupted_tokens, [(f"blocks.{layer}.hook_{site}", patch)])

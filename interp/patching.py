@@ -252,7 +252,7 @@ def _patch_hooks(
             by_site.setdefault(patch.site, []).append((row, patch))
 
     def hook_of(patches: list[tuple[int, Patch]]) -> Callable:
-        def patch_rows(activation: Tensor, *, hook: HookPoint) -> Tensor:
+        def patch_rows(activation: Tensor, hook: HookPoint) -> Tensor:
             patched = activation.clone()
             for row, patch in patches:
                 part = slice(None) if patch.part is None else patch.part

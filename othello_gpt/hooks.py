@@ -10,10 +10,12 @@ A site's full name is the path of its module in the model plus the literal: `blo
 
 import difflib
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -78,7 +80,7 @@ class Sites:
         if site in self.calls:
             fn, point = self.calls[site]
             try:
-                replacement = fn(value, hook=point)
+                replacement = fn(value, point)
             except Exception as error:
                 error.add_note(f"raised by a hook on '{point.name}'")
                 raise
@@ -140,7 +142,8 @@ class HookRegistry:
                     "other sites."
                 )
             self.hooks[site] = hooks
-            module.sites.calls[name] = _as_one(hooks), self.point(site)
+            # interned, as the literals in the model are, so that the lookup in a tap compares no letters
+            module.sites.calls[sys.intern(name)] = _as_one(hooks), self.point(site)
         else:
             del self.hooks[site]
             if module is not None:
@@ -162,10 +165,19 @@ class HookRegistry:
 
 def _as_one(hooks: Sequence[Hook]) -> HookFn:
     """What a tap calls for these; the activation's own hooks come first, so that its gradient is that after them."""
-    fns = [hook.fn for hook in hooks if not hook.backward]
-    if backward := [hook.fn for hook in hooks if hook.backward]:
+    fns = [_by_position(hook.fn) for hook in hooks if not hook.backward]
+    if backward := [_by_position(hook.fn) for hook in hooks if hook.backward]:
         fns.append(partial(_with_gradient_hooks, _in_turn(backward)))
     return _in_turn(fns)
+
+
+def _by_position(fn: HookFn) -> HookFn:
+    """`fn` to be called as `fn(value, point)`: Python passes `hook=point` more slowly, but every hook takes that."""
+    if isinstance(fn, FunctionType):
+        code = fn.__code__
+        if code.co_varnames[1 : code.co_argcount][:1] == ("hook",):
+            return fn
+    return lambda value, point: fn(value, hook=point)
 
 
 def _in_turn(fns: Sequence[HookFn]) -> HookFn:
@@ -173,11 +185,11 @@ def _in_turn(fns: Sequence[HookFn]) -> HookFn:
     if len(fns) == 1:
         return fns[0]
 
-    def call(value: Tensor, *, hook: HookPoint) -> Tensor:
+    def call(value: Tensor, point: HookPoint) -> Tensor:
         for fn in fns:
-            replacement = fn(value, hook=hook)
+            replacement = fn(value, point)
             if replacement is not None:
-                value = _same_kind(replacement, value, hook.name)
+                value = _same_kind(replacement, value, point.name)
         return value
 
     return call
@@ -200,7 +212,7 @@ class HookHandle:
         self.remove()
 
 
-def _with_gradient_hooks(fn: HookFn, value: Tensor, *, hook: HookPoint) -> Tensor:
+def _with_gradient_hooks(fn: HookFn, value: Tensor, point: HookPoint) -> Tensor:
     """The same value, whose gradient `fn` sees when somebody calls `.backward()` on this run.
 
     It is a tensor of its own, so that its gradient counts what comes after this site and nothing else. `fn` gets
@@ -208,13 +220,13 @@ def _with_gradient_hooks(fn: HookFn, value: Tensor, *, hook: HookPoint) -> Tenso
     """
     if not torch.is_grad_enabled():
         raise RuntimeError(
-            f"a backward hook is attached to '{hook.name}', but gradients are switched off. "
+            f"a backward hook is attached to '{point.name}', but gradients are switched off. "
             "Run the model outside `torch.no_grad()`."
         )
     own = value.view_as(value) if value.requires_grad else value.detach().requires_grad_().clone()
     gradients = Sites()
-    gradients.calls[hook.name] = fn, hook
-    own.register_hook(lambda gradient: gradients.tap(hook.name, gradient.clone()))
+    gradients.calls[point.name] = fn, point
+    own.register_hook(lambda gradient: gradients.tap(point.name, gradient.clone()))
     return own
 
 

@@ -335,7 +335,7 @@ class OthelloGPT(Tapped):
             sites = self._sites(names_filter)
         kept: dict[str, Tensor] = {}
 
-        def keep(activation: Tensor, *, hook: HookPoint) -> None:
+        def keep(activation: Tensor, hook: HookPoint) -> None:
             if pos_slice is not None:
                 activation = take_pos(hook.name, activation, pos_slice)
             if detach:
@@ -344,7 +344,7 @@ class OthelloGPT(Tapped):
                 activation = activation.clone() if copied else activation
             kept[hook.name] = activation
 
-        def keep_grad(grad: Tensor, *, hook: HookPoint) -> None:
+        def keep_grad(grad: Tensor, hook: HookPoint) -> None:
             grad = grad if pos_slice is None else take_pos(hook.name, grad, pos_slice).clone()
             kept[f"{hook.name}_grad"] = grad
 

@@ -1,6 +1,7 @@
 """Hooks: what they may do, what they may not, and that none outlives its run."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -108,6 +109,68 @@ def test_hooks_run_in_the_order_of_attaching_and_nest():
     assert [name for name, _, _ in seen] == ["outer", "first", "second", "outer"]
     assert {(site_name, layer) for _, site_name, layer in seen} == {(site, 1)}
     assert model.registry.hooks == {}
+
+
+class Recorder:
+    """Hooks of every shape that Python allows, each of which appends what it was given."""
+
+    def __init__(self) -> None:
+        self.calls = []
+
+    def second(self):
+        return lambda activation, hook: self.calls.append((activation, hook))
+
+    def third(self):
+        def fn(activation, layer=None, hook=None):
+            assert layer is None
+            self.calls.append((activation, hook))
+
+        return fn
+
+    def partial(self):
+        def fn(activation, layer, hook):
+            assert layer == 3
+            self.calls.append((activation, hook))
+
+        return partial(fn, layer=3)
+
+    def keyword_only(self):
+        def fn(activation, *, hook):
+            self.calls.append((activation, hook))
+
+        return fn
+
+    def keywords(self):
+        return lambda activation, **given: self.calls.append(
+            (activation, given.pop("hook"), *given)
+        )
+
+    def method(self):
+        return self.__call__
+
+    def callable_object(self):
+        return self
+
+    def __call__(self, activation, hook):
+        self.calls.append((activation, hook))
+
+
+@pytest.mark.parametrize("dir", ["fwd", "bwd"])
+@pytest.mark.parametrize("shape", [name for name in vars(Recorder) if not name.startswith("_")])
+def test_a_hook_gets_its_point_as_the_argument_named_hook(shape, dir):
+    """Wherever its signature has that: alone at its site, then together with another."""
+    model, recorder = random_model(SMALL), Recorder()
+    fn = getattr(recorder, shape)()
+    for _ in range(2):
+        model.add_hook("unembed.hook_out", fn, dir=dir)
+        logits = model(TOKENS)
+        logits.sum().backward()
+
+    expected = torch.ones_like(logits) if dir == "bwd" else logits
+    for activation, point in recorder.calls:
+        assert torch.equal(activation, expected)
+        assert point is model.registry.point("unembed.hook_out")
+    assert len(recorder.calls) == 1 + 2
 
 
 @pytest.mark.parametrize("key", ["zero_attn_out_0", "double_resid_mid_1_last", "uniform_pattern_1"])

@@ -132,7 +132,7 @@ def _looped(model: OthelloGPT, tokens: Tensor, patches: _Patches) -> Iterator[Te
     """Logits of one hooked run after another: what the helpers mean."""
     for index in patches.indices:
 
-        def patch(activation: Tensor, *, hook: HookPoint, index: Sequence[int] = index) -> Tensor:
+        def patch(activation: Tensor, hook: HookPoint, index: Sequence[int] = index) -> Tensor:
             return patches.apply(activation, index)
 
         yield model.run_with_hooks(
