@@ -1,13 +1,12 @@
 """What do hooks cost: none, 1, 8, 64 and all sites, no-op and patching, forward and backward?
 
-Against the same mathematics with every `tap` taken out of the source (`twin.py`). The published size says what
-users feel; a tiny model, in which the mathematics takes no time, what one hook costs. Where a model happens to lie
-in memory moves that by a few tenths of a microsecond, so it is the median over several tiny models.
+Against the same mathematics with every `tap` taken out of the source (`twin.py`), at the published size, which says
+what users feel. What one hook costs is a question for `bench_hook_cost.py`.
 """
 
 import torch
 from paired import QUICK, Comparison, compare, report
-from twin import TINY, model_and_twin
+from twin import model_and_twin
 
 SHAPES = [(1, 20, 60)] if QUICK else [(1, 20, 200), (50, 59, 8), (256, 59, 2)]
 
@@ -41,23 +40,9 @@ def main() -> None:
             "1x20, with backward, no-op on all gradients", model, twin, tokens, bwd_hooks=everywhere
         ),
     ]
-    pairs_of_models = [model_and_twin(TINY, seed) for seed in range(3 if QUICK else 15)]
-    sites = len(hooks_on(pairs_of_models[0][0], None))
-    tiny_tables = [
-        forward_rows("tiny 1x20", *tiny, tokens, 100 if QUICK else 200) for tiny in pairs_of_models
-    ]
-    tiny_rows = [Comparison.median(same) for same in zip(*tiny_tables, strict=True)]
-    each = {row.name: row.overhead_ms * 1e3 / sites for row in tiny_rows}
     report(
         "A model with hook sites, against the same mathematics without (ours / other is the overhead).",
-        rows + tiny_rows,
-        sites=sites,
-        tiny_models=len(pairs_of_models),
-        microseconds_a_site_untouched=round(each["tiny 1x20, no hooks"], 3),
-        microseconds_a_site_no_op=round(each["tiny 1x20, no-op on all sites"], 3),
-        microseconds_a_site_attached_and_detached=round(
-            each["tiny 1x20, attached, no-op and detached on all sites"], 3
-        ),
+        rows,
     )
 
 

@@ -9,6 +9,7 @@ from interp import plots
 
 NAMES = (
     "bench_hooks",
+    "bench_hook_cost",
     "bench_cache",
     "bench_compile",
     "bench_peers",
