@@ -38,7 +38,7 @@ class HookPoint:
         return int(match[1])
 
 
-# What can be attached: called as `fn(activation, hook=point)`, so its second parameter must be named `hook`.
+# What can be attached: called as `fn(activation, hook=point)`, so one of its parameters must be named `hook`.
 # It may change the activation in place, return another tensor to replace it, or return None having only looked.
 # A backward hook is called in the same way with the gradient of the activation.
 HookFn = Callable[..., Tensor | None]
