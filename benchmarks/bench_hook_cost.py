@@ -18,9 +18,7 @@ MODELS, PAIRS = (3, 100) if QUICK else (15, 300)
 
 @torch.no_grad()
 def main() -> None:
-    models = [
-        model_and_twin(TINY, seed) for seed in range(MODELS)
-    ]  # kept, so that each lies elsewhere
+    models = [model_and_twin(TINY, seed) for seed in range(MODELS)]  # at once: each lies elsewhere
     tokens, sites = torch.randint(1, 61, (1, 20)), len(hooks_on(models[0][0], None))
     tables = [our_rows(model, twin, tokens) for model, twin in models]
     if find_spec("transformer_lens"):
@@ -43,6 +41,7 @@ def our_rows(model, twin, tokens) -> list[Comparison]:
     with model.hooks(hooks):
         assert torch.equal(model(tokens), twin(tokens))
         rows.append(compare("no-op", lambda: model(tokens), lambda: twin(tokens), PAIRS))
+    assert torch.equal(model.run_with_hooks(tokens, hooks), twin(tokens))
     attached = compare(
         "attached, no-op and detached",
         lambda: model.run_with_hooks(tokens, hooks),

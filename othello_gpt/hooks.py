@@ -64,7 +64,7 @@ class Hook:
 
 
 class Sites:
-    """What one module has to call at its sites, a function and its point by the literal of the tap.
+    """What one module has to call at its sites: by the literal of the tap, a function `fn(value, point)` and its point.
 
     A copied or unpickled one is empty.
     """

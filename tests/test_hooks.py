@@ -112,7 +112,7 @@ def test_hooks_run_in_the_order_of_attaching_and_nest():
 
 
 class Recorder:
-    """Hooks of every shape that Python allows, each of which appends what it was given."""
+    """Makes hooks whose signatures take `hook` in different ways; each appends what it was given."""
 
     def __init__(self) -> None:
         self.calls = []
