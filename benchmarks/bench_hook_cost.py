@@ -1,37 +1,55 @@
 """What does one hook that does nothing cost at its site, here and in TransformerLens where that is installed?
 
 A tiny model, in which the mathematics takes no time, against its tapless twin; TransformerLens's against the same
-without hooks. Where a model happens to lie in memory moves that by a few tenths of a microsecond a site, so all
-figures are medians over several models.
+without hooks. Where a model and a process's code happen to lie in memory moves that by a few tenths of a microsecond
+a site, so all figures are medians over processes, one after another, of medians over several models in each.
 """
 
+import multiprocessing
 from importlib.util import find_spec
 
 import peers
 import torch
 from bench_hooks import hooks_on
 from paired import QUICK, Comparison, compare, report
-from twin import TINY, model_and_twin
+from twin import TINY, model_and_twin, take_taps_out
 
-MODELS, PAIRS = (3, 100) if QUICK else (15, 300)
+from othello_gpt import OthelloGPT
+
+PROCESSES, MODELS, PAIRS = (3, 2, 60) if QUICK else (10, 3, 150)
 
 
-@torch.no_grad()
 def main() -> None:
-    models = [model_and_twin(TINY, seed) for seed in range(MODELS)]  # at once: each lies elsewhere
-    tokens, sites = torch.randint(1, 61, (1, 20)), len(hooks_on(models[0][0], None))
-    tables = [our_rows(model, twin, tokens) for model, twin in models]
-    if find_spec("transformer_lens"):
-        for table, (model, _) in zip(tables, models, strict=True):
-            table.append(transformer_lens_row(model, tokens))
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        tables = pool.map(rows_of_a_process, range(PROCESSES), chunksize=1)
     rows = [Comparison.median(same) for same in zip(*tables, strict=True)]
+    sites = len(hooks_on(OthelloGPT(TINY), None))
+
+    def microseconds(row: Comparison) -> float:
+        return round(row.overhead_ms * 1e3 / sites, 3)
+
     report(
         "A tiny model with hooks on all sites, against the same mathematics without.",
         rows,
         sites=sites,
-        models=MODELS,
-        microseconds_a_site={row.name: round(row.overhead_ms * 1e3 / sites, 3) for row in rows},
+        models_in_each_process=MODELS,
+        microseconds_a_site={row.name: microseconds(row) for row in rows},
+        of_each_process={
+            same[0].name: [microseconds(row) for row in same] for same in zip(*tables, strict=True)
+        },
     )
+
+
+@torch.no_grad()
+def rows_of_a_process(process: int) -> list[Comparison]:
+    """Medians over some models that lie in memory at once."""
+    models = [model_and_twin(TINY, MODELS * process + i) for i in range(MODELS)]
+    tokens = torch.randint(1, 61, (1, 20))
+    tables = [our_rows(model, twin, tokens) for model, twin in models]
+    if find_spec("transformer_lens"):
+        for table, (model, _) in zip(tables, models, strict=True):
+            table.append(transformer_lens_row(model, tokens))
+    return [Comparison.median(same) for same in zip(*tables, strict=True)]
 
 
 def our_rows(model, twin, tokens) -> list[Comparison]:
@@ -48,7 +66,10 @@ def our_rows(model, twin, tokens) -> list[Comparison]:
         lambda: twin(tokens),
         PAIRS,
     )
-    return [*rows, attached]
+    take_taps_out(model)  # how much two models without sites differ is the error of the other rows
+    assert torch.equal(model(tokens), twin(tokens))
+    control = compare("no sites on either side", lambda: model(tokens), lambda: twin(tokens), PAIRS)
+    return [*rows, attached, control]
 
 
 def transformer_lens_row(model, tokens) -> Comparison:

@@ -42,7 +42,7 @@ class Comparison(NamedTuple):
     def __str__(self) -> str:
         return (
             f"{self.name:52} {self.ours_ms:10.3f} {self.other_ms:10.3f}   "
-            f"{self.ratio:8.3f} ({self.ratio_low:.3f} to {self.ratio_high:.3f}, {self.pairs} pairs)"
+            f"{self.ratio:8.3f} ({self.ratio_low:.3f} to {self.ratio_high:.3f}, {self.pairs:g} pairs)"
         )
 
 

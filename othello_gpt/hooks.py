@@ -77,16 +77,15 @@ class Sites:
 
     def tap(self, site: str, value: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         """The value that goes on from this site: `value` itself unless a hook replaces it."""
-        if site in self.calls:
-            fn, point = self.calls[site]
-            try:
-                replacement = fn(value, point)
-            except Exception as error:
-                error.add_note(f"raised by a hook on '{point.name}'")
-                raise
-            if replacement is not None:
-                return _same_kind(replacement, value, point.name)
-        return value
+        if site not in self.calls:
+            return value
+        fn, point = self.calls[site]
+        try:
+            replacement = fn(value, point)
+            return value if replacement is None else _same_kind(replacement, value, point.name)
+        except Exception as error:
+            error.add_note(f"raised by a hook on '{point.name}'")
+            raise
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return Sites, ()

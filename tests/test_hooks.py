@@ -229,12 +229,14 @@ def test_a_predicate_that_holds_nowhere_is_an_error():
         (lambda a: 0, TypeError, "returned int. Return a tensor to replace the activation"),
     ],
 )
-def test_a_replacement_of_another_kind_is_an_error(replacement, error, message):
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_replacement_of_another_kind_is_an_error(replacement, error, message, others):
     """TransformerLens would broadcast a wrong shape without a word."""
-    with pytest.raises(error, match=message):
-        random_model(SMALL).run_with_hooks(
-            TOKENS, [("blocks.0.hook_resid_pre", lambda a, hook: replacement(a))]
-        )
+    site = "blocks.0.hook_resid_pre"
+    hooks = [(site, lambda a, hook: None)] * others + [(site, lambda a, hook: replacement(a))]
+    with pytest.raises(error, match=message) as caught:
+        random_model(SMALL).run_with_hooks(TOKENS, hooks)
+    assert caught.value.__notes__ == [f"raised by a hook on '{site}'"]
 
 
 def test_short_names_are_those_of_transformer_lens():
