@@ -20,9 +20,11 @@ PROCESSES, MODELS, PAIRS = (3, 2, 60) if QUICK else (10, 3, 150)
 
 
 def main() -> None:
+    # a new interpreter for each task, so that code lies elsewhere too
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         tables = pool.map(rows_of_a_process, range(PROCESSES), chunksize=1)
-    rows = [Comparison.median(same) for same in zip(*tables, strict=True)]
+    by_row = list(zip(*tables, strict=True))
+    rows = [Comparison.median(same) for same in by_row]
     sites = len(hooks_on(OthelloGPT(TINY), None))
 
     def microseconds(row: Comparison) -> float:
@@ -34,9 +36,7 @@ def main() -> None:
         sites=sites,
         models_in_each_process=MODELS,
         microseconds_a_site={row.name: microseconds(row) for row in rows},
-        of_each_process={
-            same[0].name: [microseconds(row) for row in same] for same in zip(*tables, strict=True)
-        },
+        of_each_process={same[0].name: [microseconds(row) for row in same] for same in by_row},
     )
 
 
