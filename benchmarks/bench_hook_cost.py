@@ -1,22 +1,24 @@
 """What does one hook that does nothing cost at its site, here and in TransformerLens where that is installed?
 
 A tiny model, in which the mathematics takes no time, against its tapless twin; TransformerLens's against the same
-without hooks. Where a model and a process's code happen to lie in memory moves that by a few tenths of a microsecond
-a site, so all figures are medians over processes, one after another, of medians over several models in each.
+without hooks. Several such models take turns, so that the processor's caches hold nothing of the one whose turn it
+is, as in a model of the published size, whose weights pass through them between any two sites. All figures are
+medians over processes, one after another, of medians over the models in each.
 """
 
 import multiprocessing
+from contextlib import ExitStack
 from importlib.util import find_spec
 
 import peers
 import torch
 from bench_hooks import hooks_on
-from paired import QUICK, Comparison, compare, report
-from twin import TINY, model_and_twin, take_taps_out
+from paired import QUICK, Comparison, report, rotate
+from twin import TINY, model_and_twin
 
 from othello_gpt import OthelloGPT
 
-PROCESSES, MODELS, PAIRS = (3, 2, 60) if QUICK else (10, 3, 150)
+PROCESSES, MODELS, ROUNDS = (3, 2, 60) if QUICK else (10, 2, 150)
 
 
 def main() -> None:
@@ -43,42 +45,48 @@ def main() -> None:
 @torch.no_grad()
 def rows_of_a_process(process: int) -> list[Comparison]:
     """Medians over some models that lie in memory at once."""
-    models = [model_and_twin(TINY, MODELS * process + i) for i in range(MODELS)]
     tokens = torch.randint(1, 61, (1, 20))
-    tables = [our_rows(model, twin, tokens) for model, twin in models]
-    if find_spec("transformer_lens"):
-        for table, (model, _) in zip(tables, models, strict=True):
-            table.append(transformer_lens_row(model, tokens))
-    return [Comparison.median(same) for same in zip(*tables, strict=True)]
+    with ExitStack() as attached:
+        sides = {}
+        for i in range(MODELS):
+            calls = sides_of_a_model(MODELS * process + i, tokens, attached)
+            sides |= {(label, i): call for label, call in calls.items()}
+        seconds = rotate(sides, ROUNDS)
 
+    def row(name: str, label: str, other: str) -> Comparison:
+        of_each_model = [(seconds[label, i], seconds[other, i]) for i in range(MODELS)]
+        return Comparison.median([Comparison.of(name, *both) for both in of_each_model])
 
-def our_rows(model, twin, tokens) -> list[Comparison]:
-    hooks = hooks_on(model, None)
-    assert torch.equal(model(tokens), twin(tokens))
-    rows = [compare("no hooks", lambda: model(tokens), lambda: twin(tokens), PAIRS)]
-    with model.hooks(hooks):
-        assert torch.equal(model(tokens), twin(tokens))
-        rows.append(compare("no-op", lambda: model(tokens), lambda: twin(tokens), PAIRS))
-    assert torch.equal(model.run_with_hooks(tokens, hooks), twin(tokens))
-    attached = compare(
-        "attached, no-op and detached",
-        lambda: model.run_with_hooks(tokens, hooks),
-        lambda: twin(tokens),
-        PAIRS,
-    )
-    take_taps_out(model)  # how much two models without sites differ is the error of the other rows
-    assert torch.equal(model(tokens), twin(tokens))
-    control = compare("no sites on either side", lambda: model(tokens), lambda: twin(tokens), PAIRS)
-    return [*rows, attached, control]
-
-
-def transformer_lens_row(model, tokens) -> Comparison:
-    hooked, plain = peers.hooked_transformer(model), peers.hooked_transformer(model)
-    with hooked.hooks(fwd_hooks=hooks_on(model, None)):
-        for theirs in (hooked, plain):
-            torch.testing.assert_close(theirs(tokens), model(tokens), rtol=0, atol=2e-5)
+    labels = ["no hooks", "no-op", "attached, no-op and detached", "no sites on either side"]
+    rows = [row(label, label, "twin") for label in labels]
+    if ("TransformerLens", 0) in sides:
         name = "TransformerLens's no-op, against itself without"
-        return compare(name, lambda: hooked(tokens), lambda: plain(tokens), PAIRS)
+        rows.append(row(name, "TransformerLens's no-op", "TransformerLens"))
+    return rows
+
+
+def sides_of_a_model(seed: int, tokens, attached: ExitStack) -> dict:
+    """Passes that all give the same; the hooks stay until `attached` ends."""
+    model, twin = model_and_twin(TINY, seed)
+    hooks = hooks_on(model, None)
+    hooked, tapless = model_and_twin(TINY, seed)
+    attached.enter_context(hooked.hooks(hooks))
+    sides = {
+        "twin": lambda: twin(tokens),
+        "no hooks": lambda: model(tokens),
+        "no-op": lambda: hooked(tokens),
+        "attached, no-op and detached": lambda: model.run_with_hooks(tokens, hooks),
+        "no sites on either side": lambda: tapless(tokens),  # the error of the other rows
+    }
+    for call in sides.values():
+        assert torch.equal(call(), twin(tokens))
+    if find_spec("transformer_lens"):
+        plain, theirs = peers.hooked_transformer(model), peers.hooked_transformer(model)
+        attached.enter_context(theirs.hooks(fwd_hooks=hooks))
+        for name, peer in ("TransformerLens", plain), ("TransformerLens's no-op", theirs):
+            torch.testing.assert_close(peer(tokens), twin(tokens), rtol=0, atol=2e-5)
+            sides[name] = lambda peer=peer: peer(tokens)
+    return sides
 
 
 if __name__ == "__main__":

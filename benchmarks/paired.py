@@ -6,18 +6,20 @@
 
 import json
 import platform
+import random
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 QUICK = "--quick" in sys.argv
+Key = TypeVar("Key", bound=Hashable)
 
 
 class Comparison(NamedTuple):
@@ -29,9 +31,22 @@ class Comparison(NamedTuple):
     ratio: float  # other / ours: how many times faster ours is
     ratio_low: float
     ratio_high: float
-    pairs: int
+    pairs: float
     # ours less other, between the lower quartiles of their times: what else runs on a machine only adds
     overhead_ms: float | None = None
+
+    @classmethod
+    def of(cls, name: str, ours: Sequence[float], other: Sequence[float]) -> "Comparison":
+        """From the seconds that both sides took in each turn."""
+        ratios = sorted(b / a for a, b in zip(ours, other, strict=True))
+        low, _, high = (
+            statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else 3 * ratios
+        )
+        sides = [sorted(1e3 * seconds for seconds in side) for side in (ours, other)]
+        medians = map(statistics.median, sides)
+        undisturbed = [side[len(side) // 4] for side in sides]
+        overhead = undisturbed[0] - undisturbed[1]
+        return cls(name, *medians, statistics.median(ratios), low, high, len(ratios), overhead)
 
     @classmethod
     def median(cls, comparisons: Sequence["Comparison"]) -> "Comparison":
@@ -62,21 +77,29 @@ def compare(
     """
     warm = [[_seconds(side, 1, clock) for side in (ours, other)] for _ in range(warm_up)]
     calls = [max(1, round(max(warm[-1]) / seconds)) for seconds in warm[-1]]
-    seconds = []
+    seconds: tuple[list[float], list[float]] = [], []
     for i in range(pairs):  # who goes first changes from pair to pair
-        turn = [0.0, 0.0]
         for side in (0, 1) if i % 2 else (1, 0):
-            turn[side] = _seconds((ours, other)[side], calls[side], clock)
-        seconds.append(turn)
-    ratios = sorted(b / a for a, b in seconds)
-    low, _, high = (
-        statistics.quantiles(ratios, n=4, method="inclusive") if pairs > 1 else 3 * ratios
-    )
-    sides = [sorted(1e3 * turn[side] for turn in seconds) for side in (0, 1)]
-    medians = map(statistics.median, sides)
-    undisturbed = [side[pairs // 4] for side in sides]
-    overhead = undisturbed[0] - undisturbed[1]
-    return Comparison(name, *medians, statistics.median(ratios), low, high, pairs, overhead)
+            seconds[side].append(_seconds((ours, other)[side], calls[side], clock))
+    return Comparison.of(name, *seconds)
+
+
+def rotate(sides: Mapping[Key, Callable[[], Any]], rounds: int) -> dict[Key, list[float]]:
+    """The seconds of processor time that each side took in each round, in an order drawn anew for every round.
+
+    With many sides, each finds the caches full of the others' objects, and none has its luck with them.
+    """
+    seconds: dict[Key, list[float]] = {key: [] for key in sides}
+    order = list(sides)
+    for _ in range(5):
+        for call in sides.values():
+            call()
+    draw = random.Random(0)
+    for _ in range(rounds):
+        draw.shuffle(order)
+        for key in order:
+            seconds[key].append(_seconds(sides[key], 1, time.process_time))
+    return seconds
 
 
 def _seconds(call: Callable[[], Any], times: int, clock: Callable[[], float]) -> float:

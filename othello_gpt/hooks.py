@@ -11,11 +11,11 @@ A site's full name is the path of its module in the model plus the literal: `blo
 import difflib
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -23,12 +23,26 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 
-@dataclass(eq=False)
 class HookPoint:
     """Where a hook was called: `name` is the site's full name, `ctx` the hooks' own notes between calls."""
 
-    name: str
-    ctx: dict[Any, Any] = field(default_factory=dict)
+    # small, for what lies far apart in memory costs a tap more than all its work
+    __slots__ = ("_name_and_ctx", "call")
+
+    def __init__(self, name: str, call: "HookFn | None" = None) -> None:
+        self._name_and_ctx: tuple[str, dict[Any, Any]] = name, {}
+        self.call = call or _nobody  # all functions attached there, in one
+
+    @property
+    def name(self) -> str:
+        return self._name_and_ctx[0]
+
+    @property
+    def ctx(self) -> dict[Any, Any]:
+        return self._name_and_ctx[1]
+
+    def __repr__(self) -> str:
+        return f"HookPoint({self.name!r})"
 
     def layer(self) -> int:
         """The block that the site belongs to, 0 for the first."""
@@ -63,32 +77,24 @@ class Hook:
     level: int | None = None
 
 
-class Sites:
-    """What one module has to call at its sites: by the literal of the tap, a function `fn(value, point)` and its point.
+def tap(
+    points: dict[str, HookPoint], site: str, value: Shaped[Tensor, "..."]
+) -> Shaped[Tensor, "..."]:
+    """The value that goes on from a site: `value` itself unless a hook replaces it.
 
-    A copied or unpickled one is empty.
+    Args:
+        points: where somebody listens to this module, by the literal of its tap.
     """
-
-    def __init__(self) -> None:
-        self.calls: dict[str, tuple[HookFn, HookPoint]] = {}
-
-    def __contains__(self, site: str) -> bool:
-        return site in self.calls
-
-    def tap(self, site: str, value: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-        """The value that goes on from this site: `value` itself unless a hook replaces it."""
-        if site not in self.calls:
-            return value
-        fn, point = self.calls[site]
+    if site in points:
+        point = points[site]
         try:
-            replacement = fn(value, point)
-            return value if replacement is None else _same_kind(replacement, value, point.name)
+            replacement = point.call(value, point)
+            if replacement is not None:
+                return _same_kind(replacement, value, point.name)
         except Exception as error:
             error.add_note(f"raised by a hook on '{point.name}'")
             raise
-
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        return Sites, ()
+    return value
 
 
 class HookRegistry:
@@ -115,38 +121,54 @@ class HookRegistry:
             point.ctx.clear()
 
     def add(self, named: Collection[tuple[str, Hook]], prepend: bool = False) -> None:
-        """Attaches (full name, hook) pairs after those already there, or before them; all or none."""
-        try:
-            for site, hook in named:
-                there = self.hooks.get(site, ())
-                self._set(site, (hook, *there) if prepend else (*there, hook))
-        except UnknownSite:
-            self.remove({hook for _, hook in named})
-            raise
+        """Attaches (full name, hook) pairs after those already there, or before them; all or none.
+
+        While a module runs, only those of its sites that are hooked already take more.
+        """
+        changed: dict[str, tuple[Hook, ...]] = {}
+        for site, hook in named:
+            there = changed.get(site, self.hooks.get(site, ()))
+            changed[site] = (hook, *there) if prepend else (*there, hook)
+        self._set(changed)
 
     def remove(self, hooks: Collection[Hook]) -> None:
         """Detaches these from every site."""
-        for site, there in list(self.hooks.items()):
-            left = tuple(hook for hook in there if hook not in hooks)
+        changed: dict[str, tuple[Hook, ...]] = {}
+        for site, there in self.hooks.items():
+            left = [hook for hook in there if hook not in hooks]
             if len(left) < len(there):
-                self._set(site, left)
+                changed[site] = tuple(left)
+        self._set(changed)
 
-    def _set(self, site: str, hooks: tuple[Hook, ...]) -> None:
-        module, name = _place(self._root, site)
-        if hooks:
-            if module is None:
+    def _set(self, changed: Mapping[str, tuple[Hook, ...]]) -> None:
+        """Makes these all the hooks of these sites."""
+        places = {site: _place(self._root, site) for site in changed}
+        for site, (module, _) in places.items():
+            if changed[site] and module is None:
                 raise UnknownSite(
                     f"'{site}' cannot be hooked: the module that named it was exchanged for one without hook "
                     "sites. Make that a subclass of `othello_gpt.hooks.Tapped` with the same taps, or choose "
                     "other sites."
                 )
-            self.hooks[site] = hooks
-            # interned, as the literals in the model are, so that the lookup in a tap compares no letters
-            module.sites.calls[sys.intern(name)] = _as_one(hooks), self.point(site)
-        else:
-            del self.hooks[site]
-            if module is not None:
-                module.sites.calls.pop(name, None)  # another module may stand there by now
+        for site, hooks in changed.items():
+            self.point(site).call = _as_one(hooks) if hooks else _nobody
+            if hooks:
+                self.hooks[site] = hooks
+            else:
+                del self.hooks[site]
+        heard: dict[Tapped, dict[str, HookPoint]] = {}
+        for site, (module, name) in places.items():
+            if module is None:
+                continue
+            if module not in heard:
+                heard[module] = dict(module.points)
+            if changed[site]:
+                # interned, as the literals in the model are, so that the lookup in a tap compares no letters
+                heard[module][sys.intern(name)] = self.points[site]
+            else:
+                heard[module].pop(name, None)
+        for module, points in heard.items():
+            module.listen_at(points or _NOWHERE)
 
     @contextmanager
     def attached(self, hooks: Iterable[tuple[str, Hook]]) -> Iterator[None]:
@@ -160,6 +182,10 @@ class HookRegistry:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"hooks": {}, "points": {}, "_root": self._root}
+
+
+def _nobody(activation: Tensor, hook: HookPoint) -> None:
+    """What is called at a site where nobody listens any more."""
 
 
 def _as_one(hooks: Sequence[Hook]) -> HookFn:
@@ -223,9 +249,8 @@ def _with_gradient_hooks(fn: HookFn, value: Tensor, point: HookPoint) -> Tensor:
             "Run the model outside `torch.no_grad()`."
         )
     own = value.view_as(value) if value.requires_grad else value.detach().requires_grad_().clone()
-    gradients = Sites()
-    gradients.calls[point.name] = fn, point
-    own.register_hook(lambda gradient: gradients.tap(point.name, gradient.clone()))
+    points = {point.name: HookPoint(point.name, lambda gradient, _: fn(gradient, point))}
+    own.register_hook(lambda gradient: tap(points, point.name, gradient.clone()))
     return own
 
 
@@ -250,22 +275,38 @@ def kind(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
 
 
+_NOWHERE: dict[str, HookPoint] = {}  # what all modules share that nobody listens to; stays empty
+
+
 class Tapped(nn.Module):
     """A module whose activations can be seen and changed by name."""
 
+    points: dict[str, HookPoint]
     tap: Callable[[str, Tensor], Tensor]
 
     def __init__(self) -> None:
         super().__init__()
-        self.listen_at(Sites())
+        self.listen_at(_NOWHERE)
 
-    def listen_at(self, sites: Sites) -> None:
-        """Calls these from now on. The bound method is kept, since modules find those of their class slowly."""
-        self.sites, self.tap = sites, sites.tap
+    def listen_at(self, points: dict[str, HookPoint]) -> None:
+        """Calls these from now on, by the literal of their tap.
+
+        Between two taps the mathematics empties the processor's caches, so what a hook costs is above all how many
+        objects lie between a tap and the hook: hence a function bound to a dict, which is no object of a class.
+        """
+        vars(self).update(points=points, tap=MethodType(tap, points))
 
     def is_hooked(self, site: str) -> bool:
         """Whether somebody listens to this site: for values that are made only on request."""
-        return site in self.sites
+        return site in self.points
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copied or unpickled module is one that nobody listens to."""
+        return {key: value for key, value in vars(self).items() if key not in ("points", "tap")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.listen_at(_NOWHERE)
 
 
 def _place(root: Tapped, site: str) -> tuple[Tapped | None, str]:
@@ -292,28 +333,28 @@ def _tapped(root: nn.Module) -> Iterator[tuple[str, Tapped]]:
 def sites_recorded(root: nn.Module) -> Iterator[list[str]]:
     """The full names of all sites that are passed below `root` meanwhile, in that order; no hook is called."""
     names: list[str] = []
-    before = [(module, module.sites) for _, module in _tapped(root)]
+    before = [(module, module.points) for _, module in _tapped(root)]
     for path, module in _tapped(root):
-        module.listen_at(_EverySite(path, names))
+        module.listen_at(_EverySite(path, lambda value, point: names.append(point.name)))
     try:
         yield names
     finally:
-        for module, sites in before:
-            module.listen_at(sites)
+        for module, points in before:
+            module.listen_at(points)
 
 
-class _EverySite(Sites):
-    """Listens to every site of a module, and keeps its full name."""
+class _EverySite(dict[str, HookPoint]):
+    """Points with one function at every site of a module."""
 
-    def __init__(self, path: str, names: list[str]) -> None:
-        self.path, self.names = path, names
+    def __init__(self, path: str, call: HookFn) -> None:
+        super().__init__()
+        self.path, self.call = path, call
 
-    def __contains__(self, site: str) -> bool:
+    def __contains__(self, site: object) -> bool:
         return True
 
-    def tap(self, site: str, value: Tensor) -> Tensor:
-        self.names.append(self.path + site)
-        return value
+    def __missing__(self, site: str) -> HookPoint:
+        return HookPoint(self.path + site, self.call)
 
 
 def select_sites(which: SiteFilter, names: Collection[str]) -> list[str]:

@@ -412,7 +412,7 @@ def test_frozen_models_and_streams_have_gradients_too():
 
 
 def test_hooks_find_modules_that_were_put_in_later():
-    """A block exchanged for another, and one exchanged while it is hooked, which is then simply not hooked."""
+    """A block exchanged for another, and one exchanged while it is hooked: neither is hooked then, nor ever again."""
     model, seen = random_model(SMALL), []
     hooks = [("blocks.1.hook_mlp_out", lambda a, hook: seen.append(hook.name))]
     model.blocks[1] = copy.deepcopy(model.blocks[1])
@@ -420,8 +420,11 @@ def test_hooks_find_modules_that_were_put_in_later():
     assert seen == ["blocks.1.hook_mlp_out"]
     assert len(model.run_with_cache(TOKENS)[1]) == len(model.hook_names) - SMALL.n_layers
 
+    exchanged = model.blocks[1]
     with model.hooks(hooks):
-        model.blocks[1] = copy.deepcopy(model.blocks[1])
+        model.blocks[1] = copy.deepcopy(exchanged)
+    model(TOKENS)
+    model.blocks[1] = exchanged
     model(TOKENS)
     assert len(seen) == 1
     assert model.registry.hooks == {}
