@@ -430,6 +430,22 @@ def test_hooks_find_modules_that_were_put_in_later():
     assert model.registry.hooks == {}
 
 
+def test_a_hook_may_attach_and_detach_others():
+    """What it detaches is not called any more; what it attaches is called in every module that starts later."""
+    model, seen = random_model(SMALL), []
+    sites = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_pre", "blocks.1.hook_mlp_out"]
+    handle = model.add_hook(sites[2], lambda a, hook: seen.append(hook.name))
+
+    def attach_and_detach(activation, hook):
+        handle.remove()
+        model.add_hook(sites[:2], lambda a, hook: seen.append(hook.name))
+
+    model.run_with_hooks(TOKENS, [("blocks.0.hook_resid_mid", attach_and_detach)])
+    assert seen == sites[1:2]
+    model(TOKENS)
+    assert seen == [sites[1], *sites[:2]]
+
+
 def test_a_module_without_taps_cannot_be_hooked():
     """Hooks would never be called. None is attached, and those that were there end with their block."""
     model = random_model(SMALL)
