@@ -41,6 +41,10 @@ class HookPoint:
     def ctx(self) -> dict[Any, Any]:
         return self._name_and_ctx[1]
 
+    @ctx.setter
+    def ctx(self, notes: dict[Any, Any]) -> None:
+        self._name_and_ctx = self.name, notes
+
     def __repr__(self) -> str:
         return f"HookPoint({self.name!r})"
 

@@ -430,6 +430,22 @@ def test_hooks_find_modules_that_were_put_in_later():
     assert model.registry.hooks == {}
 
 
+def test_a_hook_keeps_notes_until_they_are_cleared():
+    """In the dict that is there, or in one that it puts in its place."""
+    model, seen = random_model(SMALL), []
+
+    def note(activation, hook):
+        seen.append(dict(hook.ctx))
+        hook.ctx["runs"] = hook.ctx.get("runs", 0) + 1
+        hook.ctx = {**hook.ctx, "site": hook.name}
+
+    for _ in range(2):
+        model.run_with_hooks(TOKENS, [("hook_embed", note)])
+    model.registry.clear_contexts()
+    model.run_with_hooks(TOKENS, [("hook_embed", note)])
+    assert seen == [{}, {"runs": 1, "site": "hook_embed"}, {}]
+
+
 def test_a_hook_may_attach_and_detach_others():
     """What it detaches is not called any more; what it attaches is called in every module that starts later."""
     model, seen = random_model(SMALL), []
