@@ -9,6 +9,7 @@ differ anywhere.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.metrics import LastMetric, Metric, patching_metric
-from interp.rows import PARTED, SITES, Base, bytes_of_a_row, replay
+from interp.rows import PARTED, SITES, Base, bytes_of_a_row, normalized, replay
 from othello_gpt import ActivationCache, HookPoint, OthelloGPT, get_act_name
 from othello_gpt.cache import pos_axis
 from othello_gpt.model import into_heads
@@ -337,18 +338,22 @@ def sweep_games(
         metric.check(len(games))
     with _bar(sum(result.numel() for result in results.values()), progress) as bar:
         for some, max_rows in chunks(model, games, memory, n_spaces):
-            earlier, index = None, torch.tensor(some)
+            earlier = None
+            found = {site: [[] for _ in result[0]] for site, result in results.items()}
             for batch in replay(model, base(some), sites, spaces, max_rows):
                 if not batch.branches:
                     n_before = len(games[some[0]]) - 1
                     earlier = batch.logits[:, :n_before] if before is None else before[some]
                     continue
                 effects = effects_of(metric, batch.logits, earlier, some).cpu()
-                for branch, parts, own in batch.of_each(effects):
+                for branch, _, own in batch.of_each(effects):  # a layer's parts come in order
                     site, layer = branch.key
-                    shape = (len(some), parts.stop - parts.start, n_spaces)
-                    results[site][:, layer, parts].index_copy_(0, index, own.reshape(shape))
-                bar.update(effects.numel())
+                    found[site][layer].append(own)
+                if bar is not None:
+                    bar.update(effects.numel())
+            for site, by_layer in found.items():
+                of_all = torch.cat([own for layer in by_layer for own in layer], 1)
+                results[site][some] = of_all.reshape(len(some), *results[site].shape[1:])
     return shaped_results(results, within, one, model.device)
 
 
@@ -461,9 +466,12 @@ def slices(n: int, size: int) -> Iterator[slice]:
 
 
 def _bar(total: int, shown: bool):
+    """A bar, or None, as even one that is not shown takes its time."""
+    if not shown:
+        return nullcontext()
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, unit="run", disable=not shown)
+    return tqdm(total=total, unit="run")
 
 
 def is_one(games: Games) -> bool:
@@ -545,8 +553,9 @@ def _check_cache(
     block, rounding = model.blocks[0], torch.finfo(model.dtype).eps ** 0.5
     for some in slices(len(pairs), 64):
         clean = torch.stack([clean for clean, _ in pairs[some]])
-        k = into_heads(block.ln1(model.embed(clean)), block.attn.W_K, block.attn.b_K)
-        if (k - cache["k", 0][some]).abs().max() > rounding * k.abs().max():
+        x = normalized(block.ln1, model.embed(clean))
+        k = into_heads(x, block.attn.W_K[:1], block.attn.b_K[:1])  # one head tells games apart
+        if (k - cache["k", 0][some, :, :1]).abs().max() > rounding * k.abs().max():
             raise ValueError(
                 "`clean_cache` is of other games than `clean`: its keys differ. When `clean` and `corrupted` "
                 "change places, the cache must be of the new clean games too."

@@ -11,7 +11,6 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -167,17 +166,18 @@ def half_block(
     layer, is_mlp = divmod(place, 2)
     block = model.blocks[layer]
     if is_mlp:
-        post = block.mlp.neurons(_normalized(block.ln2, rows))
+        post = block.mlp.neurons(normalized(block.ln2, rows))
         return post, block.mlp.write(post)
-    z, past[layer] = _attend(block.attn, _normalized(block.ln1, rows), n_before, past[layer])
+    z, past[layer] = _attend(block.attn, normalized(block.ln1, rows), n_before, past[layer])
     return z, block.attn.write(z)
 
 
-def _normalized(ln: LayerNorm, rows: Tensor) -> Tensor:
+def normalized(ln: LayerNorm, rows: Tensor) -> Tensor:
     """What `ln` makes of the rows: in one operation, as nobody listens, unless it is somebody's own."""
     if type(ln) is not LayerNorm:
         return ln(rows)
-    return F.layer_norm(rows, ln.w.shape, ln.w, ln.b, ln.eps)
+    w = ln.w
+    return torch.layer_norm(rows, w.shape, w, ln.b, ln.eps)
 
 
 def _attend(
@@ -194,10 +194,10 @@ def _attend(
     if n_before:  # a position before the last sees those before it, and below itself
         unseen = torch.ones(n_before, n_before, dtype=torch.bool, device=x.device).triu()
         past_scores[:, :, :n_before].masked_fill_(unseen, -torch.inf)
-    own_score = (q * k).sum(-1).transpose(1, 2)[..., None]  # [pair, head, row, 1]
+    own_score = (q * k).sum(-1, keepdim=True).transpose(1, 2)  # [pair, head, row, 1]
     pattern = (torch.cat([past_scores, own_score], -1) / q.shape[-1] ** 0.5).softmax(-1)
     z = (pattern[..., :-1] @ past[1].transpose(1, 2)).transpose(1, 2)
-    return z.addcmul(pattern[..., -1].transpose(1, 2)[..., None], v), past
+    return z.addcmul(pattern[..., -1:].transpose(1, 2), v), past
 
 
 def branches_at(

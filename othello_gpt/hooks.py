@@ -9,6 +9,7 @@ A site's full name is the path of its module in the model plus the literal: `blo
 """
 
 import difflib
+import functools
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -409,6 +410,7 @@ _SITE_ALIASES = {
 _PART_ALIASES = {"a": "attn", "attention": "attn", "m": "mlp", "b": "", "block": "", "blocks": ""}
 
 
+@functools.lru_cache(maxsize=None, typed=True)  # typed, for 1.0 == 1
 def get_act_name(name: str, layer: int | None = None, part: str | None = None) -> str:
     """The full name of a site from its short one, as TransformerLens spells them.
 
