@@ -1,9 +1,10 @@
 """What does one hook that does nothing cost at its site, here and in TransformerLens where that is installed?
 
 A tiny model, in which the mathematics takes no time, against its tapless twin; TransformerLens's against the same
-without hooks. Several such models take turns, so that the processor's caches hold nothing of the one whose turn it
-is, as in a model of the published size, whose weights pass through them between any two sites. All figures are
-medians over processes, one after another, of medians over the models in each.
+without hooks. Several such models take turns, and are timed in two ways: in a loop, as when somebody runs one model
+again and again, from the ninth pass of a turn to the twentieth; and on its own, the first pass after those of other
+models, when the processor's caches hold nothing of this one. All figures are medians over processes, one after
+another, of medians over the models in each.
 """
 
 import multiprocessing
@@ -18,7 +19,18 @@ from twin import TINY, model_and_twin
 
 from othello_gpt import OthelloGPT
 
-PROCESSES, MODELS, ROUNDS = (3, 2, 60) if QUICK else (10, 2, 150)
+PROCESSES, MODELS = (3 if QUICK else 12), 2
+WAYS = {  # rounds of turns, and how many passes of a turn are not timed, and how many are
+    " in a loop": (5 if QUICK else 20, 8, 12),
+    " on its own": (60 if QUICK else 100, 0, 1),
+}
+AGAINST = {
+    "no hooks": "twin",
+    "no-op": "twin",
+    "attached, no-op and detached": "twin",
+    "no sites on either side": "twin",
+    "TransformerLens's no-op": "TransformerLens",
+}
 
 
 def main() -> None:
@@ -51,17 +63,17 @@ def rows_of_a_process(process: int) -> list[Comparison]:
         for i in range(MODELS):
             calls = sides_of_a_model(MODELS * process + i, tokens, attached)
             sides |= {(label, i): call for label, call in calls.items()}
-        seconds = rotate(sides, ROUNDS)
-
-    def row(name: str, label: str, other: str) -> Comparison:
-        of_each_model = [(seconds[label, i], seconds[other, i]) for i in range(MODELS)]
-        return Comparison.median([Comparison.of(name, *both) for both in of_each_model])
-
-    labels = ["no hooks", "no-op", "attached, no-op and detached", "no sites on either side"]
-    rows = [row(label, label, "twin") for label in labels]
-    if ("TransformerLens", 0) in sides:
-        name = "TransformerLens's no-op, against itself without"
-        rows.append(row(name, "TransformerLens's no-op", "TransformerLens"))
+        rows = []
+        for way, turns in WAYS.items():
+            seconds = rotate(sides, *turns)
+            for label, other in AGAINST.items():
+                if (label, 0) not in sides:
+                    continue
+                of_each_model = [
+                    Comparison.of(label + way, seconds[label, i], seconds[other, i])
+                    for i in range(MODELS)
+                ]
+                rows.append(Comparison.median(of_each_model))
     return rows
 
 

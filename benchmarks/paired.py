@@ -84,21 +84,28 @@ def compare(
     return Comparison.of(name, *seconds)
 
 
-def rotate(sides: Mapping[Key, Callable[[], Any]], rounds: int) -> dict[Key, list[float]]:
-    """The seconds of processor time that each side took in each round, in an order drawn anew for every round.
+def rotate(
+    sides: Mapping[Key, Callable[[], Any]], rounds: int, warm_up: int = 0, calls: int = 1
+) -> dict[Key, list[float]]:
+    """The seconds of processor time that each timed call of each side took, in an order drawn anew for every round.
 
     With many sides, each finds the caches full of the others' objects, and none has its luck with them.
+
+    Args:
+        warm_up: how often a side is called at the start of its turn before it is timed.
+        calls: how many calls of a turn are timed, each by itself.
     """
     seconds: dict[Key, list[float]] = {key: [] for key in sides}
     order = list(sides)
-    for _ in range(5):
-        for call in sides.values():
-            call()
     draw = random.Random(0)
-    for _ in range(rounds):
+    for i in range(-1, rounds):  # the first round is for nothing but to begin
         draw.shuffle(order)
         for key in order:
-            seconds[key].append(_seconds(sides[key], 1, time.process_time))
+            for _ in range(warm_up):
+                sides[key]()
+            timed = [_seconds(sides[key], 1, time.process_time) for _ in range(calls)]
+            if i >= 0:
+                seconds[key] += timed
     return seconds
 
 
