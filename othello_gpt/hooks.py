@@ -303,7 +303,7 @@ class Tapped(nn.Module):
 
     def is_hooked(self, site: str) -> bool:
         """Whether somebody listens to this site: for values that are made only on request."""
-        return site in self.points
+        return site in self.points and self.points[site].call is not _nobody
 
     def __getstate__(self) -> dict[str, Any]:
         """A copied or unpickled module is one that nobody listens to."""

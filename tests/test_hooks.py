@@ -424,6 +424,7 @@ def test_hooks_find_modules_that_were_put_in_later():
     with model.hooks(hooks):
         model.blocks[1] = copy.deepcopy(exchanged)
     model(TOKENS)
+    assert not exchanged.is_hooked("hook_mlp_out")
     model.blocks[1] = exchanged
     model(TOKENS)
     assert len(seen) == 1
