@@ -13,8 +13,9 @@ def keep_freed_memory() -> bool:
     """From now on this process keeps the memory that it frees, for its own next tensors.
 
     For whoever runs with large caches again and again: keeping every activation of a batch of 256x59 at the published
-    size then adds 4 % to a plain pass, not 60 % (`benchmarks/bench_cache.py`). The process does not shrink until it
-    ends, at its largest it holds somewhat more, and this cannot be undone. On GPUs PyTorch keeps freed memory anyway.
+    size then adds nothing that can be measured to a plain pass, where it adds 60 to 90 % otherwise
+    (`benchmarks/bench_cache.py`). The process does not shrink until it ends, at its largest it holds somewhat more, and
+    this cannot be undone. On GPUs PyTorch keeps freed memory anyway.
 
     Returns:
         Whether it could be done: with glibc's allocator, so on most Linux systems. Elsewhere nothing changes.
