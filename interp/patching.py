@@ -554,8 +554,8 @@ def _check_cache(
     for some in slices(len(pairs), 64):
         clean = torch.stack([clean for clean, _ in pairs[some]])
         x = normalized(block.ln1, model.embed(clean))
-        k = into_heads(x, block.attn.W_K[:1], block.attn.b_K[:1])  # one head tells games apart
-        if (k - cache["k", 0][some, :, :1]).abs().max() > rounding * k.abs().max():
+        k = into_heads(x, block.attn.W_K, block.attn.b_K)
+        if (k - cache["k", 0][some]).abs().max() > rounding * k.abs().max():
             raise ValueError(
                 "`clean_cache` is of other games than `clean`: its keys differ. When `clean` and `corrupted` "
                 "change places, the cache must be of the new clean games too."
