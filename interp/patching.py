@@ -553,12 +553,10 @@ def _check_cache(
     block, rounding = model.blocks[0], torch.finfo(model.dtype).eps ** 0.5
     for some in slices(len(pairs), 64):
         clean = torch.stack([clean for clean, _ in pairs[some]])
-        site, made = "resid_pre", model.embed(clean)
-        if (site, 0) not in cache:
-            site, read = "k", normalized(block.ln1, made)
-            made = into_heads(read, block.attn.W_K, block.attn.b_K)
-        if (made - cache[site, 0][some]).abs().max() > rounding * made.abs().max():
+        x = normalized(block.ln1, model.embed(clean))
+        k = into_heads(x, block.attn.W_K, block.attn.b_K)
+        if (k - cache["k", 0][some]).abs().max() > rounding * k.abs().max():
             raise ValueError(
-                f"`clean_cache` is of other games than `clean`: its '{site}' differs. When `clean` and `corrupted` "
+                "`clean_cache` is of other games than `clean`: its keys differ. When `clean` and `corrupted` "
                 "change places, the cache must be of the new clean games too."
             )

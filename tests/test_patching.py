@@ -530,6 +530,15 @@ def test_the_cache_of_other_games_is_an_error():
             patch_sweep(model, CORRUPTED, CLEAN, last_log_prob, clean_cache=cache)
 
 
+def test_a_cache_with_edited_keys_of_block_0_is_an_error():
+    """The sweep would attend to them, while all that enters the block is as it should be."""
+    model = random_model(SMALL)
+    edit = [("blocks.0.attn.hook_k", lambda k, hook: k + 1)]
+    _, cache = model.run_with_cache(CLEAN, fwd_hooks=edit)
+    with pytest.raises(ValueError, match="is of other games than `clean`"):
+        patch_sweep(model, CLEAN, CORRUPTED, last_log_prob, clean_cache=cache)
+
+
 def test_values_of_other_pairs_are_an_error():
     """A metric or ablations made for more games than are swept would score each by another's."""
     model, metric = random_model(SMALL), log_probability(torch.tensor([1, 2, 3]))
