@@ -47,6 +47,7 @@ from othello_gpt.hooks import (
     select_sites,
     sites_recorded,
 )
+from othello_gpt.memory import keep_room_for
 
 
 @dataclass(frozen=True)
@@ -316,7 +317,8 @@ class OthelloGPT(Tapped):
     ) -> tuple[Any, ActivationCache]:
         """Logits, and the activations of the run.
 
-        On a CPU most of what a large cache costs is fresh memory, which `othello_gpt.memory.keep_freed_memory` saves.
+        On a CPU most of what a large cache costs is fresh memory, so the process keeps room for the next one: see
+        `othello_gpt.memory`.
 
         Args:
             tokens: as for the model itself.
@@ -360,6 +362,8 @@ class OthelloGPT(Tapped):
                 kept[last] = kept[last].clone()  # the run may return it, for the caller to edit
             if grad_of is not None:
                 grad_of(logits).backward()
+        if self.device.type == "cpu":
+            keep_room_for(sum(activation.nbytes for activation in kept.values()))
         return logits, ActivationCache(kept, self.cfg.n_layers)
 
     def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()) -> AbstractContextManager[None]:

@@ -18,8 +18,8 @@ from torch.autograd import forward_ad
 
 from othello_gpt.hooks import Tapped
 from othello_gpt.model import MLP, Attention, OthelloGPT
+from othello_gpt.onednn import HAS_ONEDNN, onednn_linear
 
-HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 N_ROWS = 8  # the order is chosen for so many rows; it serves others as well
 
 
@@ -93,10 +93,7 @@ class _PackedHalf(Tapped):
             version = W._version
             copied = torch.ops.mkldnn._reorder_linear_weight(matrix(W), N_ROWS)
             known[part] = PackedWeight(W, W.detach(), version, copied)
-        # the bias is read as if it were contiguous
-        return torch.ops.mkldnn._linear_pointwise(
-            x, known[part].copied, b.contiguous(), "none", [], ""
-        )
+        return onednn_linear(x, known[part].copied, b)
 
 
 def _packing_serves(x: Tensor, W: Tensor, b: Tensor) -> bool:

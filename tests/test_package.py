@@ -26,6 +26,7 @@ ORDER = [
     "othello_gpt.cache",
     "othello_gpt.games",
     "othello_gpt.model",
+    "othello_gpt.onednn",
     "othello_gpt.packing",
     "othello_gpt.weights",
     "othello_gpt.evaluate",

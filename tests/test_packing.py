@@ -15,7 +15,8 @@ from interp.patching import SITES, last_logits, patch_sweep, patching_metric
 from othello_gpt import GPTConfig, OthelloGPT
 from othello_gpt.compat import HookedTransformer
 from othello_gpt.model import MLP, Attention
-from othello_gpt.packing import HAS_ONEDNN, packed
+from othello_gpt.onednn import HAS_ONEDNN
+from othello_gpt.packing import packed
 
 CFG = GPTConfig(n_layers=2, d_model=16, n_heads=2, d_head=8, d_mlp=32)
 TOKENS = torch.tensor([[20, 19, 18, 5], [1, 2, 3, 4]])

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,8 @@ from interp.patching import (
 from interp.paths import path_sweep
 from othello_gpt import GPTConfig, OthelloGPT, get_act_name
 from othello_gpt.games import example_pair, games_to_tokens
-from othello_gpt.model import LayerNorm
+from othello_gpt.model import MLP, LayerNorm
+from othello_gpt.onednn import onednn_linear
 from othello_gpt.vocab import square_to_token
 
 ROOT = Path(__file__).parent.parent
@@ -398,6 +400,38 @@ def test_neurons_of_the_packaged_model_equal_the_plain_loop():
         with torch.no_grad():
             effect = metric(model.run_with_hooks(corrupted, [(f"post{layer}", patch)]))
         assert (swept[layer, neuron] - effect).abs() < 1e-5
+
+
+@pytest.mark.parametrize("given", ["floats", "doubles", "autocast", "gradients", "strides", "own"])
+def test_an_mlp_of_rows_is_the_models_whoever_multiplies(monkeypatch, given):
+    """oneDNN does from four rows of floats on, and where anything else is asked for or given, the model itself."""
+    model, multiplied = random_model(SMALL, dtype=torch.float32), []
+
+    def counted(x, *rest):
+        multiplied.append(x.shape[1])
+        return onednn_linear(x, *rest)
+
+    monkeypatch.setattr(rows, "onednn_linear", counted)
+    mlp, context = model.blocks[0].mlp, nullcontext()
+    if given == "doubles":
+        model.double()
+    elif given == "autocast":
+        context = torch.autocast("cpu", torch.bfloat16)
+    elif given == "strides":
+        mlp.W_in = torch.nn.Parameter(torch.randn(8, 32)[:, ::2])
+    elif given == "own":
+        mlp.__class__ = type("Own", (MLP,), {"write": lambda self, post: post.sum(-1, True)})
+
+    for n in (1, 3, 4, 30):
+        x = torch.randn(2, n, 8, dtype=model.dtype)[: 1 + (n == 30)]
+        with torch.set_grad_enabled(given == "gradients"), context:
+            post, written = rows.half_block(model, 1, x, 0, [])
+            expected = mlp.neurons(model.blocks[0].ln2(x))
+            close = {"rtol": 0, "atol": 0.1 if given == "autocast" else 1e-5}
+            torch.testing.assert_close(post, expected, **close)
+            torch.testing.assert_close(written, mlp.write(expected), **close)
+        assert written.requires_grad == (given == "gradients")
+    assert multiplied == ([4, 4, 30, 30] if given == "floats" and rows.HAS_BOTH else [])
 
 
 @settings(max_examples=10)
