@@ -1,7 +1,8 @@
 """What does keeping activations cost: all sites, the residual streams, one site?
 
 Against the forward pass of the tapless twin (`twin.py`), at the published size. A cache holds the activations
-themselves, not copies, so what remains is fresh memory: page faults, not arithmetic. Once more, therefore, after
+themselves, not copies, so what remains is fresh memory: page faults, not arithmetic. For tensors of up to 32 MiB,
+so at 50x59 but not at 256x59, `run_with_cache` spares most of those by itself. Once more, therefore, after
 `keep_freed_memory()`.
 """
 
