@@ -85,7 +85,7 @@ def patch_sweep(
     pairs = checked_pairs(model, clean, corrupted)
 
     if clean_cache is not None:
-        _check_cache(model, clean_cache, pairs)
+        _check_cache_fits(clean_cache, pairs)
 
     def base(some: list[int]) -> Base:
         return base_of_pairs(model, [pairs[i] for i in some], clean_cache, some)
@@ -397,7 +397,8 @@ def effects_of(
     pairs: list[int],
 ) -> Float[Tensor, "pair row"]:
     if isinstance(metric, LastMetric):
-        return metric.of_pairs(torch.tensor(pairs, device=logits.device)).rows(logits)
+        usual = logits.clone()  # a metric may want gradients, of which `replay`'s know nothing
+        return metric.of_pairs(torch.tensor(pairs, device=logits.device)).rows(usual)
     assert before is not None
     whole = [
         [metric(torch.cat([earlier, row[None]])[None]) for row in rows]
@@ -415,18 +416,19 @@ def base_of_pairs(
     """Rows: the positions before the last, the corrupted last one, the clean one; with a cache the second alone."""
     clean, corrupted = (torch.stack(games) for games in zip(*pairs, strict=True))
     layers = range(model.cfg.n_layers)
-    rows = model.embed(corrupted)
+    embedded, of_clean = model.embed(torch.cat([corrupted, clean])).split(len(pairs))
     if cache is None:
-        rows = torch.cat([rows, model.embed(clean)[:, -1:]], 1)
+        rows = torch.cat([embedded, of_clean[:, -1:]], 1)
         return Base(rows, clean.shape[1] - 1, [None for _ in layers], _clean_row)
 
     which = slice(some[0], some[-1] + 1)  # consecutive, as all games of a cache are of one length
+    _check_keys(model, of_clean, cache["k", 0][which])
 
     def cached(site: str, layer: int, here: Tensor) -> Tensor:
         return cache["resid_pre" if site == "embed" else site, layer][which, -1]
 
     past = [(cache["k", layer][which, :-1], cache["v", layer][which, :-1]) for layer in layers]
-    return Base(rows[:, -1:], 0, [*past], cached)
+    return Base(embedded[:, -1:], 0, [*past], cached)
 
 
 def _clean_row(site: str, layer: int, here: Tensor) -> Tensor:
@@ -539,9 +541,7 @@ def _check_pair(clean: Tensor, corrupted: Tensor) -> None:
         )
 
 
-def _check_cache(
-    model: OthelloGPT, cache: ActivationCache, pairs: Sequence[tuple[Tensor, Tensor]]
-) -> None:
+def _check_cache_fits(cache: ActivationCache, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
     held = tuple(cache["k", 0].shape[:2])
     needed = {(len(pairs), len(clean)) for clean, _ in pairs}
     if needed != {held}:
@@ -550,13 +550,18 @@ def _check_cache(
             f"{', '.join(f'{n} of {n_pos}' for n, n_pos in sorted(needed))}. Make it from the clean "
             "games of one length, in the same order."
         )
+
+
+def _check_keys(
+    model: OthelloGPT,
+    embedded: Float[Tensor, "pair pos d_model"],
+    cached: Float[Tensor, "pair pos head d_head"],
+) -> None:
+    """Whether a cache's keys of block 0 are those of the games, embedded."""
     block, rounding = model.blocks[0], torch.finfo(model.dtype).eps ** 0.5
-    for some in slices(len(pairs), 64):
-        clean = torch.stack([clean for clean, _ in pairs[some]])
-        x = normalized(block.ln1, model.embed(clean))
-        k = into_heads(x, block.attn.W_K, block.attn.b_K)
-        if (k - cache["k", 0][some]).abs().max() > rounding * k.abs().max():
-            raise ValueError(
-                "`clean_cache` is of other games than `clean`: its keys differ. When `clean` and `corrupted` "
-                "change places, the cache must be of the new clean games too."
-            )
+    k = into_heads(normalized(block.ln1, embedded), block.attn.W_K, block.attn.b_K)
+    if (k - cached).abs().max() > rounding * k.abs().max():
+        raise ValueError(
+            "`clean_cache` is of other games than `clean`: its keys differ. When `clean` and `corrupted` "
+            "change places, the cache must be of the new clean games too."
+        )

@@ -96,6 +96,7 @@ class Replayed(NamedTuple):
             yield branch, parts, own
 
 
+@torch.inference_mode()  # makes tensors faster than `no_grad`
 def replay(
     model: OthelloGPT,
     base: Base,
@@ -131,6 +132,7 @@ def replay(
     yield from replay_branches(model, later, past, room)
 
 
+@torch.inference_mode()
 def replay_branches(
     model: OthelloGPT, branches: Sequence[Branch], past: list[KeysAndValues | None], room: int
 ) -> Iterator[Replayed]:

@@ -434,6 +434,25 @@ def test_an_mlp_of_rows_is_the_models_whoever_multiplies(monkeypatch, given):
     assert multiplied == ([4, 4, 30, 30] if given == "floats" and rows.HAS_BOTH else [])
 
 
+def test_a_metric_may_take_gradients():
+    """Of its own: the probability of a token is the slope of the logsumexp along its logit."""
+
+    def slope(logits):
+        with torch.enable_grad():
+            given = logits.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(given.logsumexp(-1).sum(), given)
+        return gradient[..., 7]
+
+    model, chosen = random_model(SMALL), torch.arange(61) == 7
+    found, expected = (
+        patch_sweep(model, CLEAN, CORRUPTED, metric, SITES)
+        for metric in (LastMetric(slope), probability_mass(chosen))
+    )
+    for site in SITES:
+        assert torch.allclose(found[site], expected[site], rtol=0, atol=1e-10), site
+        assert not found[site].is_inference()
+
+
 @settings(max_examples=10)
 @given(models(), token_batches(max_batch=1))
 def test_a_run_patched_with_itself_is_itself(model, tokens):
