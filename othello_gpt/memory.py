@@ -22,7 +22,7 @@ def keep_freed_memory() -> bool:
     `run_with_cache` by itself has the process keep room for the next cache of its size, up to 2 GiB and in tensors of
     up to 32 MiB: for batches of 64 games at the published size. This call is for whoever runs with larger ones again
     and again: keeping every activation of a batch of 256x59 then adds nothing that can be measured to a plain pass,
-    where it adds 60 to 90 % otherwise (`benchmarks/bench_cache.py`). The process does not shrink until it ends, at its
+    where it adds 60 to 95 % otherwise (`benchmarks/bench_cache.py`). The process does not shrink until it ends, at its
     largest it holds somewhat more, and this cannot be undone. On GPUs PyTorch keeps freed memory anyway.
 
     Returns:
