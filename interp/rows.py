@@ -36,8 +36,8 @@ PARTED = (
     "post",
 )  # sites that are patched part by part: head by head, neuron by neuron
 
-# libraries that multiply: where MKL does not, PyTorch has other defaults, which nobody has measured here
-HAS_BOTH = HAS_ONEDNN and torch.backends.mkl.is_available()
+# where MKL is not what PyTorch multiplies with, nobody has measured whether oneDNN is faster
+HAS_MKL_AND_ONEDNN = HAS_ONEDNN and torch.backends.mkl.is_available()
 
 KeysAndValues = tuple[Float[Tensor, "pair key_pos head d_head"], ...]
 # `value(site, layer, here)`: what a branch sets the last position's activation to, [pair ...], from the
@@ -191,7 +191,7 @@ def _onednn_is_faster(mlp: MLP, x: Float[Tensor, "pair row d_model"]) -> bool:
     return (
         x.numel() >= 4 * x.shape[-1]
         and type(mlp) is MLP
-        and HAS_BOTH
+        and HAS_MKL_AND_ONEDNN
         and not torch.is_grad_enabled()
         and x.dtype == torch.float32
         and x.is_cpu

@@ -40,10 +40,10 @@ def keep_freed_memory() -> bool:
 
 
 def keep_room_for(n_bytes: int) -> None:
-    """Once as many are freed in many tensors, the process keeps them for its next, up to 2 GiB and 32 MiB a tensor.
+    """Once as much as this is freed, the process keeps it for its next tensors: up to 2 GiB, and 32 MiB of each.
 
-    glibc does the same for single blocks, and stops at 64 MiB. Whoever sets its variables in the environment of the
-    program, `MALLOC_TRIM_THRESHOLD_` above all, has decided, and nothing is done.
+    glibc does the same for what single tensors free, and stops at 64 MiB. Whoever sets its variables in the
+    environment of the program, `MALLOC_TRIM_THRESHOLD_` above all, has decided, and nothing is done.
     """
     global _kept
     wanted = min(n_bytes * 3 // 2, MOST_KEPT)  # half as much again, for what a run frees besides

@@ -26,8 +26,8 @@ N_ROWS = 8  # the order is chosen for so many rows; it serves others as well
 def packed(model: OthelloGPT) -> OthelloGPT:
     """The same model with packed weights, which take the size of its blocks once more.
 
-    Sweeps of outputs and heads and single games of the published size run 1.1 to 1.5 times as fast on one thread,
-    large batches 1.1 times; sweeps of neurons gain nothing, and a single position is a little slower
+    Sweeps of outputs and heads and single games of the published size run 1.1 to 1.6 times as fast on one thread,
+    large batches 1.1 times; sweeps of neurons gain little, and a single position is a little slower
     (`benchmarks/bench_packing.py`). Packing takes 0.1 to 0.5 seconds.
 
     The packed model starts without hooks, and shares the parameters of the other, without gradients: what changes them

@@ -431,7 +431,7 @@ def test_an_mlp_of_rows_is_the_models_whoever_multiplies(monkeypatch, given):
             torch.testing.assert_close(post, expected, **close)
             torch.testing.assert_close(written, mlp.write(expected), **close)
         assert written.requires_grad == (given == "gradients")
-    assert multiplied == ([4, 4, 30, 30] if given == "floats" and rows.HAS_BOTH else [])
+    assert multiplied == ([4, 4, 30, 30] if given == "floats" and rows.HAS_MKL_AND_ONEDNN else [])
 
 
 def test_a_metric_may_take_gradients():
