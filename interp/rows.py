@@ -16,7 +16,7 @@ from torch import Tensor
 
 from othello_gpt import GPTConfig, OthelloGPT
 from othello_gpt.model import MLP, Attention, LayerNorm
-from othello_gpt.onednn import HAS_ONEDNN, onednn_linear
+from othello_gpt.onednn import onednn_linear, onednn_serves
 
 SITES = (
     "embed",
@@ -35,9 +35,6 @@ PARTED = (
     "result",
     "post",
 )  # sites that are patched part by part: head by head, neuron by neuron
-
-# where MKL is not what PyTorch multiplies with, nobody has measured whether oneDNN is faster
-HAS_MKL_AND_ONEDNN = HAS_ONEDNN and torch.backends.mkl.is_available()
 
 KeysAndValues = tuple[Float[Tensor, "pair key_pos head d_head"], ...]
 # `value(site, layer, here)`: what a branch sets the last position's activation to, [pair ...], from the
@@ -191,11 +188,8 @@ def _onednn_is_faster(mlp: MLP, x: Float[Tensor, "pair row d_model"]) -> bool:
     return (
         x.numel() >= 4 * x.shape[-1]
         and type(mlp) is MLP
-        and HAS_MKL_AND_ONEDNN
-        and not torch.is_grad_enabled()
-        and x.dtype == torch.float32
-        and x.is_cpu
-        and not torch.is_autocast_enabled("cpu")
+        and torch.backends.mkl.is_available()  # against another library nobody has measured
+        and onednn_serves(x, mlp.W_in, mlp.b_in)
         and all(W.is_contiguous() or W.mT.is_contiguous() for W in (mlp.W_in, mlp.W_out))
     )
 

@@ -13,12 +13,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch._C._functorch import peek_interpreter_stack
-from torch.autograd import forward_ad
 
 from othello_gpt.hooks import Tapped
 from othello_gpt.model import MLP, Attention, OthelloGPT
-from othello_gpt.onednn import HAS_ONEDNN, onednn_linear
+from othello_gpt.onednn import onednn_linear, onednn_serves
 
 N_ROWS = 8  # the order is chosen for so many rows; it serves others as well
 
@@ -98,21 +96,9 @@ class _PackedHalf(Tapped):
 
 
 def _packing_serves(x: Tensor, W: Tensor, b: Tensor) -> bool:
-    """Whether nothing is asked for but a product of several rows, in float32 on a CPU."""
-    grad = torch.is_grad_enabled() and (x.requires_grad or W.requires_grad or b.requires_grad)
-    transformed = (
-        torch.compiler.is_compiling()
-        or forward_ad._current_level >= 0
-        or peek_interpreter_stack() is not None
-        or torch.is_autocast_enabled("cpu")
-    )
+    """Whether oneDNN serves for several rows, with a weight whose changes are counted."""
     return (
-        HAS_ONEDNN
-        and not grad
-        and not transformed
-        and x.dtype == W.dtype == b.dtype == torch.float32
-        and x.is_cpu
-        and W.is_cpu
+        onednn_serves(x, W, b)
         and not W.is_inference()  # it would have no version
         and x.numel() > x.shape[-1]  # one row takes as long either way
     )

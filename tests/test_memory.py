@@ -13,8 +13,7 @@ from othello_gpt.memory import keep_freed_memory, keep_room_for
 ROOT = Path(__file__).parent.parent
 FAULTS = """
 import resource, torch
-from othello_gpt import GPTConfig, OthelloGPT
-from othello_gpt.memory import keep_freed_memory
+from othello_gpt import GPTConfig, OthelloGPT, memory
 
 def faults(run):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -23,11 +22,11 @@ def faults(run):
 """
 ONE_TENSOR = """
 print(*(faults(lambda: torch.ones(2**25)) for _ in range(20)))
-print(keep_freed_memory())
+print(memory.keep_freed_memory())
 print(*(faults(lambda: torch.ones(2**25)) for _ in range(20)))
 """
 CACHES = """
-print(keep_freed_memory.__globals__["_set"]({}))
+print(memory._set({}))
 model = OthelloGPT(GPTConfig(n_layers=4, d_model=64, n_heads=2, d_head=32, d_mlp=256))
 tokens = torch.ones(256, 59, dtype=torch.long)
 with torch.no_grad():

@@ -273,7 +273,7 @@ def test_the_models_class_and_modules_of_ones_own_stay():
 
 @torch.no_grad()
 def test_without_onednn_it_is_the_model(monkeypatch):
-    monkeypatch.setattr("othello_gpt.packing.HAS_ONEDNN", False)
+    monkeypatch.setattr("othello_gpt.onednn.HAS_ONEDNN", False)
     model = model_of_floats()
     fast = packed(model)
 
